@@ -69,15 +69,17 @@ class Table:
 # ---- which files ----
 
 
+def unpacked(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix.lower() in PACKED else path
+
+
 def kind_of(path: Path) -> str | None:
     """Return a file's kind by its name, as the suffix of the kind; None for no table."""
-    return KINDS.get(Path(stem_of(path, packing=True)).suffix.lower())
+    return KINDS.get(unpacked(path).suffix.lower())
 
 
-def stem_of(path: Path, packing: bool = False) -> str:
-    """Return a file's name without its suffixes, or without that of the packing alone."""
-    name = path.stem if path.suffix.lower() in PACKED else path.name
-    return name if packing else Path(name).stem
+def stem_of(path: Path) -> str:
+    return unpacked(path).stem
 
 
 def tables_of(paths: Iterable[Path]) -> list[Path]:
@@ -211,10 +213,10 @@ class TableFile:
         with self.path.open("rb") as file:
             head = file.read(4)
         signs = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
-        packing = next((name for sign, name in signs.items() if head.startswith(sign)), None)
-        if packing is None:
-            return self.path.open("rb")
-        return arrow().input_stream(str(self.path), compression=packing)  # type: ignore[no-any-return]
+        for sign, packing in signs.items():
+            if head.startswith(sign):
+                return arrow().input_stream(str(self.path), compression=packing)  # type: ignore[no-any-return]
+        return self.path.open("rb")
 
     def read(self) -> Table:
         named, kind = self.named, kind_of(self.path)
@@ -229,15 +231,16 @@ class TableFile:
             if other := other_kind(head):
                 raise AimoError(f"{named} is {other}")
             if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
-                return stacked(list(self.binary(head)))
+                return stacked(list(self.arrow_tables(head)))
             if kind in (".parquet", ".arrow"):
                 raise fault
             if encoding == "utf-8" and b"\0" in head:
                 what = "its encoding is UTF-16, or it is no text; save it in UTF-8"
                 raise AimoError(f"{named} is not text in UTF-8: {what}")
-            newline = "" if kind == ".csv" else "\n"
+            newline, names = "" if kind == ".csv" else "\n", dict[str, None]()
             with io.TextIOWrapper(self.open(), encoding, newline=newline) as text:  # type: ignore[type-var]
-                table = stacked(list(self.separated(text) if kind == ".csv" else self.json(text, kind)))
+                rows = self.csv_rows(text, names) if kind == ".csv" else self.json_rows(text, kind)
+                table = stacked(list(self.tables(rows, names)))
             table.skipped = self.skipped
             return table
         except UnicodeDecodeError:
@@ -253,18 +256,18 @@ class TableFile:
                 raise AimoError(f"{named} cannot be read: {e.strerror}") from None
             raise fault from None
 
-    def binary(self, head: bytes) -> Iterator[Table]:
+    def arrow_tables(self, head: bytes) -> Iterator[Table]:
         """Read Parquet, or Arrow as a file or a stream. pyarrow: polars panics on a damaged file."""
-        pyarrow = arrow()
+        pyarrow, size, is_parquet = arrow(), self.limit or CHUNK, head.startswith(b"PAR1")
         with self.open() as stream:
             source = stream if stream.seekable() else io.BytesIO(stream.read())
-            is_parquet = head.startswith(b"PAR1")
             open_arrow = pyarrow.ipc.open_file if head.startswith(b"ARROW1") else pyarrow.ipc.open_stream
-            held = pyarrow.parquet.ParquetFile(source) if is_parquet else open_arrow(source)
+            held = pyarrow.parquet.ParquetFile(source) if is_parquet else open_arrow(source).read_all()
             schema = held.schema_arrow if is_parquet else held.schema
             kept = [name for name in schema.names if self.keep is None or name in self.keep]
-            whole, size = held if is_parquet else held.read_all().select(kept), self.limit or CHUNK
-            parts = whole.iter_batches(size, columns=kept) if is_parquet else whole.to_batches(size)
+            parts = (
+                held.iter_batches(size, columns=kept) if is_parquet else held.select(kept).to_batches(size)
+            )
             empty = schema.empty_table().select(kept)  # its columns, where there are no rows
             for part in islice(chain(parts, [empty]), 1 if self.limit else None):
                 part.validate(full=True)  # polars trusts what damaged files hold
@@ -272,10 +275,11 @@ class TableFile:
                 table.columns = schema.names
                 yield table
 
-    def separated(self, text: io.TextIOWrapper) -> Iterator[Table]:
+    def csv_rows(self, text: io.TextIOWrapper, names: dict[str, None]) -> Iterator[dict[str, Any]]:
+        """Yield rows, after the columns were added to `names`."""
         csv.field_size_limit(sys.maxsize)
         first = text.readline()
-        tabs = Path(stem_of(self.path, packing=True)).suffix.lower() == ".tsv"
+        tabs = unpacked(self.path).suffix.lower() == ".tsv"
         delimiter = "\t" if tabs else next((sign for sign in ",;\t" if sign in first), ",")
         reader = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
         try:
@@ -284,57 +288,48 @@ class TableFile:
             if twice := [name for name in kept if columns.count(name) > 1]:
                 what = f"has the column {listed(twice[:1])!r} twice; rename or remove one of them"
                 raise AimoError(f"{self.named} {what}")
-
-            def complete() -> Iterator[list[str]]:
-                for row in reader:
-                    if len(row) == len(columns):
-                        yield row
-                    elif row:
-                        what = f"{len(row)} values for {len(columns)} columns"
-                        self.refuse(reader.line_num, f': {what}; put a text with commas between "')
-
-            for rows in self.chunks(complete()):
-                cells = {name: [row[columns.index(name)] for row in rows] for name in kept}
-                yield cleaned(Table(pl.DataFrame(cells, dict.fromkeys(kept, pl.String)), columns))
+            names.update(dict.fromkeys(columns))
+            for row in reader:
+                if len(row) == len(columns):
+                    yield dict(zip(columns, row, strict=True))
+                elif row:
+                    what = f"{len(row)} values for {len(columns)} columns"
+                    self.refuse(reader.line_num, f': {what}; put a text with commas between "')
         except csv.Error:
             where = f"{self.named}: a quote is missing or misplaced in the row up to line {reader.line_num}"
             remedy = 'put a text with commas or line breaks between ", and write a " inside it twice'
             raise AimoError(f"{where}; {remedy}") from None
 
-    def json(self, text: io.TextIOWrapper, kind: str | None) -> Iterator[Table]:
-        def objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-            for number, line in enumerate(lines, 1):
-                row = parsed(line)
-                if isinstance(row, dict):
-                    yield row
-                elif line.strip():
-                    alone = row is None and re.search(r'(?<!\\)(?:\\\\)*\\(?!["\\/bfnrtu])', line)
-                    remedy = "write each backslash of LaTeX twice" if alone else "correct or remove it"
-                    self.refuse(number, f" is not a JSON object; {remedy}")
-
+    def json_rows(self, text: io.TextIOWrapper, kind: str | None) -> Iterator[dict[str, Any]]:
         start = list(islice(text, 1))
         while not start[-1].strip():
             start.append(next(text))
-        if kind == ".jsonl" and isinstance(parsed(start[-1]), dict):
-            rows = objects(chain(start, text))
-        else:
-            body = "".join(start) + text.read()
-            whole = rows_in(parsed(body), self.named)
-            rows = objects(io.StringIO(body, newline="\n")) if whole is None else iter(whole)
-        names: dict[str, None] = {}
-        for part in self.chunks(rows):
-            for row in part:
-                names |= dict.fromkeys(row)
-            table, keep = Table(pl.DataFrame(), list(names)), self.keep
-            kept = (name for name in names if keep is None or name in keep)
-            table.rows = pl.DataFrame([series(name, [row.get(name) for row in part], table) for name in kept])
-            yield cleaned(table)
+        lines: Iterable[str] = chain(start, text)
+        if kind != ".jsonl" or not isinstance(parsed(start[-1]), dict):
+            body = "".join(lines)
+            if (whole := rows_in(parsed(body), self.named)) is not None:
+                yield from whole
+                return
+            lines = io.StringIO(body, newline="\n")
+        for number, line in enumerate(lines, 1):
+            row = parsed(line)
+            if isinstance(row, dict):
+                yield row
+            elif line.strip():
+                alone = row is None and re.search(r'(?<!\\)(?:\\\\)*\\(?!["\\/bfnrtu])', line)
+                remedy = "write each backslash of LaTeX twice" if alone else "correct or remove it"
+                self.refuse(number, f" is not a JSON object; {remedy}")
 
-    def chunks(self, rows: Iterator[Any]) -> Iterator[list[Any]]:
-        """Yield `limit` rows, or all in chunks of CHUNK; at least one chunk, which may be empty."""
+    def tables(self, rows: Iterator[dict[str, Any]], names: dict[str, None]) -> Iterator[Table]:
+        """Yield a table of `limit` rows, or of all in chunks; at least one, which may be empty."""
         while True:
             part = list(islice(rows, self.limit or CHUNK))
-            yield part
+            for row in part:
+                names.update(dict.fromkeys(row))
+            table = Table(pl.DataFrame(), list(names))
+            kept = [name for name in names if self.keep is None or name in self.keep]
+            table.rows = pl.DataFrame([series(name, [row.get(name) for row in part], table) for name in kept])
+            yield cleaned(table)
             if self.limit or len(part) < CHUNK:
                 return
 
@@ -448,21 +443,19 @@ def cleaned(table: Table) -> Table:
     text = pl.col(pl.String)
     table.rows = table.rows.with_columns(pl.when(~text.is_in(MISSING)).then(text))
     for column in table.rows:
-        if column.dtype == pl.String:
-            odd = column.str.contains(SUSPECT)
-        else:
-            odd = column.list.eval(pl.element().str.contains(SUSPECT)).list.any()
-        places = odd.fill_null(False).arg_true()
+        texts = column if column.dtype == pl.String else column.list.join(" ", ignore_nulls=True)
+        places = texts.str.contains(SUSPECT).fill_null(False).arg_true()
         old = column.gather(places).to_list()
-        texts = ([cell] if isinstance(cell, str) else cell for cell in old)
-        whole = [[text and restore_backslashes(text) for text in cell] for cell in texts]
-        new = whole if column.dtype != pl.String else [text for [text] in whole]
+        new = [
+            restore_backslashes(cell)
+            if isinstance(cell, str)
+            else [text and restore_backslashes(text) for text in cell]
+            for cell in old
+        ]
         changed = sum(a != b for a, b in zip(old, new, strict=True))
-        left = sum(bool(re.search(CONTROL, "".join(filter(None, cell or "")))) for cell in new)
-        table.repaired += Counter(
-            {"control characters in place of a backslash (\\f of \\frac), repaired": changed,
-             "control characters, left as they are": left}
-        )  # fmt: skip
+        left = sum(bool(re.search(CONTROL, "".join(filter(None, cell)))) for cell in new)
+        table.repaired["control characters in place of a backslash (\\f of \\frac), repaired"] += changed
+        table.repaired["control characters, left as they are"] += left
         if changed:
             table.rows = table.rows.with_columns(column.scatter(places, pl.Series(new, dtype=column.dtype)))
     return table
