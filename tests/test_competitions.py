@@ -1,11 +1,12 @@
 """Competitions as YAML files: kinds of answers, their votes, artefacts, scores; what a bad file is told."""
 
 import json
-import random
 import shlex
 import shutil
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -25,12 +26,12 @@ from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import competitions, gateway
 from aimo.inference.answers import Choice, Integer, Latex, Nemotron, Number, Text
-from aimo.inference.competitions import COMPETITIONS, find_competition, read_competition, score_of
+from aimo.inference.competitions import COMPETITIONS, read_competition, score_of
 from aimo.inference.errors import AimoError
 from aimo.inference.journal import Journal
-from aimo.inference.local import answer_file, journal_beside, read_questions
+from aimo.inference.local import answer_file, journal_beside
 from aimo.inference.solver import solve_problem
-from aimo.inference.voting import EXACT, maj_at
+from aimo.inference.voting import EXACT
 from aimo.kaggle import kernels
 from aimo.kaggle.kernels import check_kernel
 from aimo.report import plots, tables
@@ -127,21 +128,19 @@ def test_a_competition_of_ten_lines_goes_from_questions_to_a_file_that_its_metri
     assert max(solutions["7"].votes.values()) > 1, "equal answers are one group"
     done = here("competition", "score", str(rules), str(out), str(test))
     assert done.returncode == 0 and "score: 0.6667" in done.stdout
-    # The page of an evaluation shows each kind.
-    _, asked = read_questions(test, str(rules))
-    read = read_competition(rules)
-    records = submission.solution_records(asked, read, competitions.known_answers(asked, read), solutions)
-    assert "svg" in str(plots.votes(records)) or "img" in str(plots.votes(records))
-    rights = [str(one.get("equal", one["gold"])) == str(one["answer"]) for one in records]
-    assert rights == [True, True, False] and str(tables.answers(records)).count("<tr") == 4
     # Started again it asks nothing; the journal replays with the competition's equality.
     assert answer_file(script({}), test, out, 0, str(rules)).keys() == solutions.keys()
-    golds = dict(pl.read_csv(test, infer_schema=False)["row_id", "answer"].rows())
-    (read,) = traces.read_traces([journal_beside(out)], golds)
-    shares = {
-        q.id: replay.replay_order(q, range(len(q.ours)), replay.parse_rule("all"))[0] for q in read.questions
-    }
-    assert shares == {"7": True, "8": True, "9": False}
+    assert replayed(journal_beside(out), golds_of(test)) == {"7": True, "8": True, "9": False}
+
+
+def golds_of(test):
+    return dict(pl.read_csv(test, infer_schema=False)["row_id", "answer"].rows())
+
+
+def replayed(path, golds, *kind):
+    (read,) = traces.read_traces([path], golds, *kind)
+    rule = replay.parse_rule("all")
+    return {q.id: replay.replay_order(q, range(len(q.ours)), rule)[0] for q in read.questions}
 
 
 @pytest.mark.parametrize("name", THREE)
@@ -149,19 +148,15 @@ def test_public_traces_and_journals_of_two_sessions_are_replayed_by_the_competit
     tmp_path, name
 ):
     rules, test, *_ = laid_out(tmp_path, name)
-    golds = dict(pl.read_csv(test, infer_schema=False)["row_id", "answer"].rows())
-    said = zip(golds.items(), THREE[name][2].values(), strict=True)
+    golds, public = golds_of(test), tmp_path / "public.jsonl"
     rows = [
         {"id": id_, "answer": gold, "samples": [{"text": text} for text in texts]}
-        for (id_, gold), texts in said
+        for (id_, gold), texts in zip(golds.items(), THREE[name][2].values(), strict=True)
     ]
-    (tmp_path / "public.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (read,) = traces.read_traces([tmp_path / "public.jsonl"], None, read_competition(rules).answer)
-    right = [replay.replay_order(q, range(4), replay.parse_rule("all"))[0] for q in read.questions]
-    assert right == [True, True, False]
-    done = here("replay", tmp_path / "public.jsonl", "--competition", rules, "--draws", "2")
+    public.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert replayed(public, None, read_competition(rules).answer) == {"7": True, "8": True, "9": False}
+    done = here("replay", public, "--competition", rules, "--draws", "2")
     assert done.returncode == 0 and "public: 3 questions" in done.stdout
-    assert here("forecast", tmp_path / "public.jsonl", "--competition", rules, "--draws", "2").returncode == 0
     # Two sessions, whose first answers are written in two ways.
     for session in (1, 2):
         turned = {key: texts[session:] + texts[:session] for key, texts in THREE[name][2].items()}
@@ -184,7 +179,9 @@ def test_a_profile_s_competition_decides_which_rows_stay_what_is_right_and_what_
 ):
     """Notebooks 01 and 04, with scripted samples in place of the model."""
     rules, test, sampler, expected = laid_out(tmp_path, name)
-    (tmp_path / "train.csv").write_text(THREE[name][1].replace("?", "??") + extra)
+    golds = [*golds_of(test).values()]
+    boxed = THREE[name][1].replace("?", "??").replace(f",{golds[0]}\n", f",\\boxed{{{golds[0]}}}\n")
+    (tmp_path / "train.csv").write_text(boxed + extra)
     (tmp_path / "p.yaml").write_text(
         f"model: {{base: {TINY}}}\ncompetition: {rules.name}\nsft: null\n"
         f"data: {{grpo: {{source: {tmp_path / 'train.csv'}}}, heldout: {{source: {test}}}}}\n"
@@ -194,7 +191,6 @@ def test_a_profile_s_competition_decides_which_rows_stay_what_is_right_and_what_
     sets = prepare.clean_sets(prepare.load_sets(profile), profile, None)
     assert sets.dropped["grpo"] == {dropped: 1} and not sets.dropped["heldout"]
     ready = prepare.format_sets(sets, profile)
-    golds = pl.read_csv(test, infer_schema=False)["answer"].to_list()
     assert ready["grpo"]["answer"].to_list() == ready["heldout"]["answer"].to_list() == golds
     asked = ready["grpo"]["prompt"][0][-1]["content"]
     assert asked.endswith("\n\nA. 1\nB. 2\nC. 3\nD. 4") if name == "letters" else asked.endswith("??")
@@ -213,30 +209,11 @@ def test_a_profile_s_competition_decides_which_rows_stay_what_is_right_and_what_
     run.dir.mkdir()
     records = submission.answer_test_file(script(THREE[name][2]), run)
     assert submission.count_right(records)["correct"] == 2
-    assert runs.answers_of(run.dir) == run.dir / "submission.csv"
-    assert all(
-        map(is_near, pl.read_csv(run.dir / "submission.csv", infer_schema=False)["prediction"], expected)
-    )
-    assert (
-        config.load(tmp_path / "p.yaml").rules
-        == config.parse(yaml.safe_load(config.dump(profile)), "again").rules
-    ), "a run's folder keeps the rules, not the path"
-
-
-def test_the_answer_of_a_solution_or_a_box_is_the_gold_answer_of_a_competition_s_kind(tmp_path):
-    (tmp_path / "mine.yaml").write_text(TEXTS)
-    rows = [("a", "It has spots.\nSo \\boxed{Dark red}."), ("b", "x \\boxed{blue} y")]
-    pl.DataFrame(rows, ["problem", "solution"], orient="row").write_parquet(tmp_path / "solved.parquet")
-    boxed = [("a", "\\boxed{Dark red}"), ("b", "blue")]
-    pl.DataFrame(boxed, ["problem", "answer"], orient="row").write_parquet(tmp_path / "boxed.parquet")
-    for file, columns in ("solved", "{answer: null, solution: solution}"), ("boxed", "{}"):
-        source = f"{{source: {tmp_path}/{file}.parquet, columns: {columns}}}"
-        (tmp_path / "p.yaml").write_text(
-            f"model: {{base: {TINY}}}\ncompetition: mine.yaml\ndata: {{grpo: {source}}}"
-        )
-        profile = config.load(tmp_path / "p.yaml")
-        sets = prepare.clean_sets(prepare.load_sets(profile), profile, None)
-        assert sets.rows["grpo"]["answer"].to_list() == ["Dark red", "blue"], file
+    assert "img" in str(plots.votes(records)) and str(tables.answers(records)).count("<tr") == 4
+    out = runs.answers_of(run.dir)
+    assert all(map(is_near, pl.read_csv(out, infer_schema=False)["prediction"], expected))
+    kept = config.parse(yaml.safe_load(config.dump(profile)), "again")
+    assert kept.rules == profile.rules, "a run's folder keeps the rules, not the path"
 
 
 def test_a_run_for_a_competition_that_takes_an_adapter_measures_and_answers_nothing(tmp_path):
@@ -273,41 +250,24 @@ def test_evaluate_asks_a_competition_s_file_and_judges_by_its_equality(tmp_path,
         evaluate.evaluate_model(replace(wanted, rules=None), lambda _: sampler, tmp_path / "run")
 
 
-def test_a_vote_that_is_tied_goes_to_the_smallest_answer_right_or_wrong_and_near_groups_are_right():
-    kind = Number(relative=0.01)
-    rights, votes = scores.ballot("100", ["100.8", "99.2", "50", None, "50.1", "far"], [True] * 6, kind)
-    assert (rights, votes) == ([100.8, 99.2], [100.8, 99.2, 50.0, None, 50.0, None])
-    tied = scores.ballot("100", ["100", "50"], [True, False], kind)
-    assert maj_at(tied[1], tied[0], 2, random.Random(0)) == 0, "50 is smaller, as in the solver"
-    assert scores.ballot("100", ["50"], [False], kind)[0] == []
-
-
 def test_what_states_the_right_answer_and_is_not_read_is_counted_and_shown(tmp_path, capsys):
-    asked = [Question(letter, "?", "42") for letter in "abcdefg"]
     texts = ["We see 42 at once.", "\\boxed{Tom has 42 of them}", "\\boxed{41}, not 42", "It is 42.5"]
     texts += ["\\boxed{42}", "It is 42.\n\nNo idea.", "\\boxed{41, 42}"]
-    header = EvaluationHeader("m", "w", "x", 0, {}, 1024, asked)
-    traces = [Trace(q.id, 0, 0, text, 1, True, 0.0, 1.0) for q, text in zip(asked, texts, strict=True)]
-    found = scores.score(header, traces)
+    header = EvaluationHeader("m", "w", "x", 0, {}, 1024, [Question(f"{i}", "?", "42") for i in range(7)])
+    samples = [Trace(f"{i}", 0, 0, text, 1, True, 0.0, 1.0) for i, text in enumerate(texts)]
+    found = scores.score(header, samples)
     assert found.unread[:, 0].tolist() == [True, True, *[False] * 5]
-    assert scores.figures_of(found)["unread"] == pytest.approx(2 / 7)
-    assert not scores.score(header, [replace(one, finished=False) for one in traces]).unread[0, 0]
+    assert not scores.score(header, [replace(one, finished=False) for one in samples]).unread[0, 0]
     evaluate.write_results(evaluate.Wanted(TINY, "m", [], []), {"x": found}, {}, tmp_path)
     assert "right answers that were not read" in (tmp_path / "evaluation.html").read_text()
     evaluate.show_scores({"x": found})
     assert "x: 2 wrong completions state the right answer" in capsys.readouterr().out
 
 
-AT_ANY_POINT = ["ask 1", "open 3", "os.rename 3"]  # the first sample, before and after a file is written
-
-
+# Kills at the first sample, and before and after a file is written.
 @pytest.mark.parametrize(
     "name, kind, kills",
-    [
-        ("floats", "csv", ["ask 7"]),
-        ("letters", "parquet", AT_ANY_POINT),
-        ("texts", "csv", ["ask 7"]),
-    ],
+    [("floats", "csv", ["ask 7"]), ("letters", "parquet", ["ask 1", "open 3", "os.rename 3"])],
 )
 def test_the_kernel_ships_the_competition_and_leaves_a_whole_file_at_any_death_as_on_kaggle(
     tmp_path, name, kind, kills
@@ -346,15 +306,13 @@ def test_a_file_may_have_other_columns_and_in_parquet_ids_that_are_integers(tmp_
     rules, test, sampler, _ = laid_out(tmp_path, "letters")
     others = "answer: prediction, others: {language: en, version: 2}}"
     rules.write_text(LETTERS.replace("kind: csv", "kind: parquet").replace("answer: prediction}", others))
-    answer_file(sampler, test, tmp_path / "submission.parquet", 0, str(rules))
-    table = pl.read_parquet(tmp_path / "submission.parquet")
-    assert table.rows() == [(7, "B", "en", 2), (8, "C", "en", 2), (9, "A", "en", 2)]
-    assert table.columns == ["row_id", "prediction", "language", "version"]
-    assert "0.6667" in submission.score_file(read_competition(rules), tmp_path / "submission.parquet", test)
-    assert "with row_id, prediction, language, version" in here("competition", "check", rules).stdout
+    answer_file(sampler, test, out := tmp_path / "submission.parquet", 0, str(rules))
+    first = {"row_id": 7, "prediction": "B", "language": "en", "version": 2}
+    assert pl.read_parquet(out).row(0, named=True) == first
+    assert "0.6667" in submission.score_file(read_competition(rules), out, test)
     test.write_text(test.read_text().replace("\n7,", "\n07,"))
-    answer_file(script(THREE["letters"][2]), test, tmp_path / "again.parquet", 0, str(rules))
-    assert pl.read_parquet(tmp_path / "again.parquet")["row_id"].to_list() == ["07", "8", "9"]
+    answer_file(script(THREE["letters"][2]), test, out := tmp_path / "again.parquet", 0, str(rules))
+    assert pl.read_parquet(out)["row_id"].to_list() == ["07", "8", "9"]
 
 
 def test_a_kernel_s_test_file_may_be_parquet_with_types_of_its_own(tmp_path, monkeypatch):
@@ -373,10 +331,11 @@ def test_a_kernel_s_test_file_may_be_parquet_with_types_of_its_own(tmp_path, mon
 
 def test_the_page_s_commands_lead_from_an_address_to_a_scored_submission(kaggle, tmp_path, monkeypatch):
     """Each command of the journey, with the stand-in for Kaggle, and scripted samples in place of models."""
-    text = (ROOT / "docs" / "competitions.md").read_text().partition("## The keys")[0]
-    (tmp_path / "page.md").write_text(text)
-    (rules,) = [fence for language, fence in fences(tmp_path / "page.md") if language == "yaml"]
     monkeypatch.chdir(tmp_path)
+    page = Path("page.md")
+    page.write_text((ROOT / "docs" / "competitions.md").read_text().partition("## The keys")[0])
+    (rules,) = [fence for language, fence in fences(page) if language == "yaml"]
+    shell = "".join(fence for language, fence in fences(page) if language == "bash")
     _, test, replies, _ = THREE["letters"]
     hidden = "".join(line.rpartition(",")[0] + "\n" for line in test.splitlines())
     sample = b"row_id,prediction\n7,A\n8,A\n9,A\n"
@@ -393,14 +352,8 @@ def test_the_page_s_commands_lead_from_an_address_to_a_scored_submission(kaggle,
 
     monkeypatch.setattr(pipeline, "execute_stage", run_stage)
     monkeypatch.setattr(options, "start", lambda *_: script(replies))
-    tables_of = {}
-    lines = [
-        line
-        for language, fence in fences(tmp_path / "page.md")
-        if language == "bash"
-        for line in fence.splitlines()
-    ]
-    for _, *words in map(shlex.split, lines):
+    told = {}
+    for _, *words in map(shlex.split, shell.splitlines()):
         if words == ["which-is-it"]:
             Path("which-is-it").mkdir()
             continue
@@ -413,27 +366,22 @@ def test_the_page_s_commands_lead_from_an_address_to_a_scored_submission(kaggle,
             answers = Path("submission.csv").read_bytes()
             kaggle.script = {"statuses": ["COMPLETE"], "files": {"submission.csv": answers}}
         if words[:2] == ["kaggle", "choose"]:
-            words += ["--count", "1"]
-        done = here(*words)
-        told = done.stdout + done.stderr
-        if words[:2] == ["kaggle", "choose"]:
-            assert done.returncode == 2 and "no submission has a hold-out figure" in told
+            refused(*words, "--count", "1", told=["no submission has a hold-out figure"])
             continue
-        assert done.returncode == 0, (words, told)
-        tables_of[" ".join(words[:2])] = told
-        if words[0] == "competition" and words[1] == "new":
+        done = here(*words)
+        assert done.returncode == 0, (words, done)
+        told[" ".join(words[:2])] = done.stdout + done.stderr
+        if words[:2] == ["competition", "new"]:
             drafted = read_competition(Path("which-is-it.yaml"))
             written = competitions.parse_competition(yaml.safe_load(rules), "the page")
             kept = {"rules": drafted.rules, "questions": drafted.questions}
             assert replace(written, **kept) == drafted, "the draft lacks nothing but what the page says"
             Path("which-is-it.yaml").write_text(rules)
-    assert "score: 0.6667" in tables_of["competition score"]
-    assert "no fault found" in tables_of["kernel check"]
-    assert kaggle.asked("CreateCodeSubmission")[0].competition_name == "which-is-it"
-    assert kaggle.asked("CreateCodeSubmission")[0].file_name == "submission.csv"
-    assert kaggle.asked("SaveKernel")[0].competition_data_sources == ["which-is-it"]
-    assert kaggle.asked("SaveKernel")[0].machine_shape == "NvidiaTeslaT4"
-    assert "submissions left today: 5" in tables_of["kaggle scores"] and "41.5" in tables_of["kaggle scores"]
+    assert "score: 0.6667" in told["competition score"] and "no fault found" in told["kernel check"]
+    assert "submissions left today: 5" in told["kaggle scores"] and "41.5" in told["kaggle scores"]
+    submitted, saved = kaggle.asked("CreateCodeSubmission")[0], kaggle.asked("SaveKernel")[0]
+    assert (submitted.competition_name, submitted.file_name) == ("which-is-it", "submission.csv")
+    assert (saved.competition_data_sources, saved.machine_shape) == (["which-is-it"], "NvidiaTeslaT4")
 
 
 # Kinds
@@ -464,34 +412,26 @@ def test_votes_are_grouped_by_the_kind_s_equality(kind, answers, votes):
     assert solution.answer == max(votes, key=votes.__getitem__) and kind.accepts(solution.answer)
 
 
-@pytest.mark.parametrize(
-    "kind, texts",
-    [
-        (Integer(0, 9), ["10", "1/2"]),
-        (Number(), ["x", "10^{400}", "2x", "3, 4"]),
-        (Choice("AB"), ["C", "A, B", ""]),
-        (Latex(), ["$ $"]),
-        (Text(), ["  ", "x" * 501]),
-    ],
-)
-def test_what_is_none_of_the_kind_has_no_vote_and_the_fallback_stands_in_a_submission(kind, texts):
-    assert not any(kind.read(text) is not None for text in texts) and kind.accepts(kind.fallback)
+def test_what_is_none_of_the_kind_is_not_read_and_the_fallback_stands_in_a_submission():
+    for kind, *texts in (
+        (Integer(0, 9), "10", "1/2"), (Number(), "x", "10^{400}", "2x", "3, 4"), (Latex(), "$ $"),
+        (Choice("AB"), "C", "A, B", ""), (Text(), "  ", "x" * 501),
+    ):  # fmt: skip
+        assert {kind.read(text) for text in texts} == {None} and kind.accepts(kind.fallback), kind
 
 
 def test_journals_hold_each_kind_and_refuse_another(tmp_path):
     kinds = (Number(0.1), 2.5, "B"), (Choice(), "B", 2.5), (Text(), "B", 1), (Latex(), "x^2", 2)
     for kind, value, other in kinds:
         path = tmp_path / f"{kind.kind}.jsonl"
-        with_kind = {"competition": "own", "other": "--out", "kind": kind}
-        journal = Journal(path, "m", **with_kind)
-        journal.add("q", "?", value)
-        journal.close()
-        journal = Journal(path, "m", **with_kind)
-        assert journal.recall("q", "?").answer == value
-        journal.close()
+        reopen = partial(Journal, path, "m", competition="own", other="--out", kind=kind)
+        with closing(reopen()) as journal:
+            journal.add("q", "?", value)
+        with closing(reopen()) as journal:
+            assert journal.recall("q", "?").answer == value
         path.write_text(path.read_text().replace(json.dumps(value), json.dumps(other)))
         with pytest.raises(AimoError, match=rf"line 2: answer: {other!r} is no {kind.noun}"):
-            Journal(path, "m", **with_kind)
+            reopen()
     header = {"model": "m", "competition": "aimo3", "settings": {}, "weights": "", "seed": None}
     path = tmp_path / "aimo3.jsonl"
     Journal(path, "m", "aimo3").add("q", "?", 7)
@@ -501,51 +441,37 @@ def test_journals_hold_each_kind_and_refuse_another(tmp_path):
 # Scores
 
 
-def test_points_count_right_answers_by_passes():
-    golds = {"a": 1, "b": 2, "c": 3}
-    passes = [{"a": 1, "b": 2, "c": 0}, {"a": 1, "b": 0, "c": 0}]
-    assert competitions.score_of(COMPETITIONS["aimo3"], golds, passes) == 1.5
-    assert competitions.score_of(COMPETITIONS["aimo2"], golds, passes[:1]) == 2
-
-
-def test_accuracy_is_a_share_and_tolerance_relative_to_the_known_number_or_absolute(tmp_path):
-    def scored(text, golds, answers):
-        (tmp_path / "rules.yaml").write_text(text)
-        rules = find_competition(str(tmp_path / "rules.yaml"))
-        return score_of(rules, dict(enumerate(golds)), [dict(enumerate(answers))])
-
-    assert scored(TEXTS, ["Cat", "dog"], ["cat", "cat"]) == 0.5
-    assert scored(FLOATS, [100.0, 0.0], [101.0, 0.001]) == 1
-    assert scored(FLOATS, [100.0, 0.0, -5.0], [101.1, 0.002, 5.0]) == 0
-
-
 @pytest.mark.parametrize(
-    "gold, answer, right",
+    "rules, golds, passes, score",
     [
-        ("1011", "1011", 1), ("1011", "01011", 0), ("0", "0.000001", 0), ("24.64", "24.8", 1),
-        ("24.64", "25", 0), ("0.0", "0.000009", 1), ("1e3", " 1000 ", 1), ("XLVII", "xlvii", 1),
-        ("a b", "a  b", 0),
+        ("aimo3", [1, 2, 3], [[1, 2, 0], [1, 0, 0]], 1.5),
+        ("aimo2", [1, 2, 3], [[1, 2, 0]], 2),
+        (TEXTS, ["Cat", "dog"], [["cat", "cat"]], 0.5),
+        (FLOATS, [100.0, 0.0], [[101.0, 0.001]], 1),
+        (FLOATS, [100.0, 0.0, -5.0], [[101.1, 0.002, 5.0]], 0),
+        (rules_of("a", "latex", "accuracy"), ["1/2"], [["0.5"]], 1),
+        # Bits are texts, numbers may be near, texts are equal in any case.
+        ("nemotron-reasoning", ["1011", "24.64", "0.0", "1e3", "XLVII"],
+         [["1011", "24.8", "0.000009", " 1000 ", "xlvii"]], 1),
+        ("nemotron-reasoning", ["1011", "0", "24.64", "a b"], [["01011", "0.000001", "25", "a  b"]], 0),
     ],
 )  # fmt: skip
-def test_the_nemotron_metric_takes_bits_as_texts_numbers_as_near_and_texts_in_any_case(gold, answer, right):
-    rules = COMPETITIONS["nemotron-reasoning"]
-    assert competitions.score_of(rules, {"a": gold}, [{"a": answer}]) == right
+def test_a_score_is_points_by_passes_or_the_share_of_answers_that_the_metric_takes(
+    rules, golds, passes, score
+):
+    read = COMPETITIONS.get(rules) or competitions.parse_competition(yaml.safe_load(rules), "it")
+    assert score_of(read, dict(enumerate(golds)), [dict(enumerate(given)) for given in passes]) == score
 
 
-@pytest.mark.parametrize(
-    "completion, answer",
-    [
-        ("\\boxed{1} then \\boxed{2}", "2"),
-        ("\\boxed{1} then \\boxed{ }", "1"),
-        ("\\boxed{\\frac{1}{2}} so {yes} it is", "\\frac{1}{2}} so {yes"),
-        ("\\boxed{cut off", "cut off"),
-        ("The final answer is: 7 cats\nand 8", "7 cats"),
-        ("final answer: no\nFinal Answer: yes", "yes"),
-        ("I count 3, then -4.50 of them", "-4.50"),
-        ("a\n\n  b c \n", "b c"),
-        ("", None),
-    ],
-)
+BOXES = [
+    ("\\boxed{1} then \\boxed{2}", "2"), ("\\boxed{1} then \\boxed{ }", "1"), ("\\boxed{cut off", "cut off"),
+    ("\\boxed{\\frac{1}{2}} so {yes} it is", "\\frac{1}{2}} so {yes"), ("a\n\n  b c \n", "b c"), ("", None),
+    ("The final answer is: 7 cats\nand 8", "7 cats"), ("final answer: no\nFinal Answer: yes", "yes"),
+    ("I count 3, then -4.50 of them", "-4.50"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("completion, answer", BOXES)
 def test_the_nemotron_reader_takes_the_last_filled_box_then_a_phrase_a_number_a_line(completion, answer):
     assert Nemotron().find(completion) == answer
 
@@ -602,20 +528,17 @@ def test_an_adapter_is_not_answered(tmp_path):
         kernels.build_kernel("submission", tmp_path, competition="nemotron-reasoning")
 
 
-@pytest.mark.parametrize(
-    "text, told",
-    [
+def test_a_file_that_the_host_would_refuse_is_not_scored(tmp_path):
+    rules, test, *_ = laid_out(tmp_path, "floats")
+    for text, told in (
         ("id,prediction\n7,1\n", "has the columns id, prediction; it needs row_id, prediction"),
         ("row_id,prediction\n7,1\n8,1\n", "lacks 9"),
         ("row_id,prediction\n7,1\n8,1\n9,1\n9,1\n", "has 9 twice"),
         ("row_id,prediction\n7,1\n8,1\n9,far\n", "9 has 'far', no number"),
-    ],
-)
-def test_a_file_that_the_host_would_refuse_is_not_scored(tmp_path, text, told):
-    rules, test, *_ = laid_out(tmp_path, "floats")
-    (tmp_path / "s.csv").write_text(text)
-    with pytest.raises(AimoError, match=told):
-        submission.score_file(read_competition(rules), tmp_path / "s.csv", test)
+    ):
+        (tmp_path / "s.csv").write_text(text)
+        with pytest.raises(AimoError, match=told):
+            submission.score_file(read_competition(rules), tmp_path / "s.csv", test)
 
 
 def test_a_kernel_with_a_competition_of_its_own_is_checked_by_its_rules(tmp_path):
@@ -639,23 +562,18 @@ def test_a_kernel_with_a_competition_of_its_own_is_checked_by_its_rules(tmp_path
         kernels.build_kernel("submission", tmp_path, competition=str(tmp_path / "aimo3.yaml"))
 
 
-def test_a_kernel_built_for_a_profile_answers_the_profile_s_competition(tmp_path):
-    rules = tmp_path / "mine.yaml"
-    rules.write_text(FLOATS)
+def test_a_kernel_for_a_profile_answers_its_competition_and_ships_the_judge_for_answers_in_latex(tmp_path):
     (tmp_path / "p.yaml").write_text(f"model: {{base: {TINY}}}\ncompetition: mine.yaml\n")
-    built = kernels.build_kernel("submission", tmp_path, profile=str(tmp_path / "p.yaml"))
+    for answer in ("latex", "text"):
+        (tmp_path / "mine.yaml").write_text(rules_of("how-far-is-it", answer, "accuracy"))
+        built = kernels.build_kernel("submission", tmp_path, profile=str(tmp_path / "p.yaml"))
+        assert ("inference/judge.py" in built.read_text()) == (answer == "latex")
     cells = [cell.source for cell in nbformat.read(built, 4).cells]
     assert 'competition = "how-far-is-it"' in cells[2] and "/kaggle/input/how-far-is-it/test.csv" in cells[2]
     (shipped,) = (cell.partition("\n")[2] for cell in cells if "competitions/how-far-is-it.yaml" in cell[:90])
-    assert competitions.parse_competition(yaml.safe_load(shipped), "it") == read_competition(rules)
+    assert competitions.parse_competition(yaml.safe_load(shipped), "it") == read_competition(
+        tmp_path / "mine.yaml"
+    )
     assert check_kernel(str(tmp_path)) == []
     trained = kernels.build_kernel("evaluate", tmp_path, profile=str(tmp_path / "p.yaml"))
     assert 'competition = "how-far-is-it"' in trained.read_text().replace('\\"', '"')
-
-
-def test_a_kernel_ships_the_judge_for_answers_in_latex_alone(tmp_path):
-    for name, text in ("mine", rules_of("a", "latex", "accuracy")), ("other", TEXTS):
-        (tmp_path / f"{name}.yaml").write_text(text)
-        built = kernels.build_kernel("submission", tmp_path, competition=str(tmp_path / f"{name}.yaml"))
-        assert ("inference/judge.py" in built.read_text()) == (name == "mine")
-    assert competitions.score_of(read_competition(tmp_path / "mine.yaml"), {"a": "1/2"}, [{"a": "0.5"}]) == 1
