@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import TINY
@@ -20,9 +21,9 @@ CHATML = (
 )
 
 
-def model_with(request, template):
+def model_with(template):
     """A folder of the tiny base with a template as Qwen2.5's base has it: its turns end in <|im_end|>."""
-    folder = shutil.copytree(TINY, request.getfixturevalue("tmp_path") / "model")
+    folder = shutil.copytree(TINY, Path("model"))
     (folder / "chat_template.jinja").unlink()
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     last = max(tokenizer["added_tokens"], key=lambda token: token["id"])
@@ -33,17 +34,17 @@ def model_with(request, template):
     return folder
 
 
-def C01(case, request):
-    folder = model_with(request, CHATML)
+def C01(case):
+    folder = model_with(CHATML)
     with pytest.raises(AimoError, match=r"set prompt.eos_token to '<\|im_end\|>'"):
         models.load_tokenizer(folder, config.load("tiny", ["prompt.template=model"]))
     taken = config.load("tiny", ["prompt.template=model", "prompt.eos_token=<|im_end|>"])
     assert models.load_tokenizer(folder, taken).eos_token == "<|im_end|>"
 
 
-def C04(case, request):
+def C04(case):
     named = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "[tools]" + CHATML}]
-    folder = model_with(request, named)
+    folder = model_with(named)
     profile = config.load("tiny", ["prompt.template=model", "prompt.eos_token=<|im_end|>"])
     for tokenizer in read_tokenizer(folder), models.load_tokenizer(folder, profile):
         talk = [{"role": "user", "content": "1 + 1?"}]
@@ -52,24 +53,20 @@ def C04(case, request):
         check_template(tokenizer, Settings(), folder)
 
 
-def C05(case, request):
+def C05(case):
     config = {"model_type": "gemma3", "text_config": {"max_position_embeddings": 131072}}
     assert context_limit(config) == 131072
 
 
-def C02v(case, request):
-    path = request.getfixturevalue("tmp_path") / "bad.jinja"
-    for text in (
-        "{%- for m in messages -%}{{ m.content }",
-        "{{ raise_exception('no') }}",
-        "{{ no.such.name }}",
-    ):
+def C02v(case):
+    path = Path("bad.jinja").absolute()
+    for text in ("{%- for m in messages -%}{{ m.content }", "{{ raise_exception('no') }}", "{{ no.such }}"):
         path.write_text(text)
         with pytest.raises(AimoError, match="cannot be rendered"):
             models.load_tokenizer(TINY, config.load("tiny", [f"prompt.template={path}"]))
 
 
-def C06v(case, request):
+def C06v(case):
     rope = {"rope_type": "yarn", "factor": 4.0}
     config = {"model_type": "qwen2", "max_position_embeddings": 32768, "rope_parameters": rope}
     assert context_limit(config) == 131072

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -23,20 +24,18 @@ def load(path, **columns):
     return rows.to_dicts(), notes
 
 
-def write(request, name, content):
+def write(name, content):
     """A file of a text, of bytes, or of JSON lines."""
-    path = request.getfixturevalue("tmp_path") / name
     if isinstance(content, list):
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
+    Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(name)
 
 
 def refused(path, *told, **columns):
-    """Whether a source is refused in one line that tells all of these."""
     with pytest.raises(AimoError) as e:
         load(path, **columns)
-    assert all(text in str(e.value) for text in told) and "\n" not in str(e.value)
+    assert all(text in str(e.value) for text in told)
 
 
 def talk(*turns):
@@ -46,44 +45,44 @@ def talk(*turns):
 SOLVED = talk(("user", "What is 6 x 7?"), ("assistant", "\\boxed{42}"))
 
 
-def B01(case, request):
-    [row], _ = load(write(request, "rows.jsonl", case["input"]))
+def B01(case):
+    [row], _ = load(write("rows.jsonl", case["input"]))
     assert (row["problem"], row["solution"]) == ("What is 10 + 1?", "… \\boxed{11}")
 
 
-def B02v(case, request):
+def B02v(case):
     row = talk(("user", "What is 10 + 1?"), ("assistant", "\\boxed{11}"))
     row["messages"][1]["thinking"] = "I add them"
-    [row], _ = load(write(request, "rows.jsonl", [row]))
+    [row], _ = load(write("rows.jsonl", [row]))
     assert "I add them" in row["solution"] and row["solution"].endswith("\\boxed{11}")
 
 
-def B03(case, request):
+def B03(case):
     several = talk(("user", "Hi"), ("assistant", "Hello"))["messages"] + SOLVED["messages"]
-    rows, notes = load(write(request, "rows.jsonl", [{"messages": several}]))
+    rows, notes = load(write("rows.jsonl", [{"messages": several}]))
     assert not rows and notes.dropped == {"conversation of several turns": 1}
 
 
-def B04v(case, request):
-    [row], notes = load(write(request, "rows.jsonl", case["input"]), solution="solution")
+def B04v(case):
+    [row], notes = load(write("rows.jsonl", case["input"]), solution="solution")
     assert row["solution"] == "\ufffd 42" and notes.repaired.total() == 1
 
 
-def B05(case, request):
-    write(request, "train-0.jsonl", [ROW])
-    folder = write(request, "train-1.jsonl", [ROW | {"answer": ["3"]}]).parent
-    refused(folder, "train-0.jsonl", "train-1.jsonl", "'answer'")
+def B05(case):
+    write("train-0.jsonl", [ROW])
+    write("train-1.jsonl", [ROW | {"answer": ["3"]}])
+    refused(Path.cwd(), "train-0.jsonl", "train-1.jsonl", "'answer'")
 
 
-def B06(case, request):
+def B06(case):
     rows = [{"problem": f"What is {i}?", "answer": i} for i in range(200)]
     rows.append({"problem": "What is a half?", "answer": "\\frac{1}{2}"})
-    questions = benchmarks.read_benchmark(str(write(request, "mine.jsonl", rows)))
+    questions = benchmarks.read_benchmark(str(write("mine.jsonl", rows)))
     assert [questions[i].answer for i in (0, 199, 200)] == ["0", "199", "\\frac{1}{2}"]
 
 
 def read_everywhere(path):
-    """The rows of a file as a source, a test file, a benchmark and a file of problems have them."""
+    """The first problem of a file, as a source, a test file, a benchmark and a file of problems read it."""
     problem = load(path)[0][0]["problem"]
     assert problem == read_questions(path)[1]["problem"][0]
     assert problem == benchmarks.read_benchmark(str(path))[0].problem
@@ -91,22 +90,22 @@ def read_everywhere(path):
     return problem
 
 
-def B07v(case, request):
+def B07v(case):
     problem = "Let\u2028n\u0085be\u2029what"
     row = {"id": "a", "problem": problem, "answer": 4}
-    assert read_everywhere(write(request, "mine.jsonl", [row])) == problem
+    assert read_everywhere(write("mine.jsonl", [row])) == problem
 
 
-def B08(case, request):
+def B08(case):
     table = pl.DataFrame({"id": ["a"], "problem": ["2 + 2?"], "answer": ["4"]})
     for name, text in (("bom.csv", table.write_csv()), ("bom.jsonl", table.write_ndjson())):
-        assert read_everywhere(write(request, name, "\ufeff" + text)) == "2 + 2?"
+        assert read_everywhere(write(name, "\ufeff" + text)) == "2 + 2?"
 
 
-def B09(case, request):
+def B09(case):
     row = {"data_source": "math_dapo", "prompt": talk(("user", "What is 6 x 7?"))["messages"]}
     row |= {"reward_model": {"ground_truth": "42", "style": "rule"}, "extra_info": {"index": "0-1"}}
-    lines = write(request, "rows.jsonl", [row])
+    lines = write("rows.jsonl", [row])
     pl.DataFrame([row]).write_parquet(lines.with_suffix(".parquet"))
     for path in (lines, lines.with_suffix(".parquet")):
         for columns in ({}, {"problem": "prompt", "answer": "reward_model.ground_truth"}):
@@ -115,36 +114,35 @@ def B09(case, request):
         refused(path, "reward_model.ground_truth", problem="prompt", answer="reward_model")
 
 
-def B10(case, request):
-    path = write(request, "train.jsonl.gz", gzip.compress(json.dumps(ROW).encode()))
-    for source in (path, path.parent):
+def B10(case):
+    for source in (write("train.jsonl.gz", gzip.compress(json.dumps(ROW).encode())), Path.cwd()):
         assert load(source)[0][0]["answer"] == "42"
 
 
-def B11(case, request):
+def B11(case):
     problem = r"Find $\beta=\frac{84}{2}$, $5\times 2$"
-    [row], notes = load(write(request, "rows.jsonl", f'{{"problem": "{problem}", "answer": "42"}}\n'))
+    [row], notes = load(write("rows.jsonl", f'{{"problem": "{problem}", "answer": "42"}}\n'))
     assert row["problem"] == problem and notes.repaired.total() == 1
 
 
-def B13(case, request):
-    table = write(request, "rows.csv", "problem,answer\nP,NaN\nQ,42\n")
+def B13(case):
+    table = write("rows.csv", "problem,answer\nP,NaN\nQ,42\n")
     lines = '{"problem": "P", "answer": NaN}\n{"problem": "Q", "answer": 42}\n'
     columns = pl.DataFrame({"problem": ["P", "Q"], "answer": [float("nan"), 42.0]})
     columns.write_parquet(table.with_suffix(".parquet"))
-    for path in (table, write(request, "rows.jsonl", lines), table.with_suffix(".parquet")):
+    for path in (table, write("rows.jsonl", lines), table.with_suffix(".parquet")):
         assert [row["answer"] for row in load(path)[0]] in ([None, "42"], [None, "42.0"])
 
 
-def B14(case, request):
+def B14(case):
     row = {"messages": json.dumps(SOLVED["messages"])}
-    [row], _ = load(write(request, "rows.jsonl", [row]))
+    [row], _ = load(write("rows.jsonl", [row]))
     assert (row["problem"], row["solution"]) == ("What is 6 x 7?", "\\boxed{42}")
 
 
-def B16(case, request):
+def B16(case):
     for text, encoding in (("Où est 6 x 7?", "latin-1"), ("六乘七是多少", "gbk")):
         rows = f"problem,answer\n{text},42\n"
-        refused(write(request, "rows.csv", rows.encode(encoding)), "line 2", "encoding", "UTF-8")
-        assert load(write(request, "rows.csv", rows.encode("utf-16")))[0][0]["problem"] == text
-        refused(write(request, "rows.csv", rows.encode("utf-16-le")), "encoding", "UTF-16")
+        refused(write("rows.csv", rows.encode(encoding)), "line 2", "encoding", "UTF-8")
+        assert load(write("rows.csv", rows.encode("utf-16")))[0][0]["problem"] == text
+        refused(write("rows.csv", rows.encode("utf-16-le")), "encoding", "UTF-16")

@@ -1,5 +1,8 @@
 """Public reports of the area: inference."""
 
+from math import gcd
+from pathlib import Path
+
 from scripted import Scripted
 
 from aimo.inference.answers import Integer
@@ -20,32 +23,30 @@ def answered(call, expected):
     assert expected in prompts[1].split("```output")[1]
 
 
-def F01(case, request):
+def F01(case):
     answered(case["input"].replace("⏎", "\n"), "42")
 
 
-def F02v(case, request):
+def F02v(case):
     answered(case["input"].replace("\\n", "\n"), "alpha")
 
 
-def F03(case, request):
+def F03(case):
     for info in ("```python3\n", "```Python\n", "```python \n", "```python\r\n"):
         answered(f"{info}print(6 * 7)\n```", "42")
 
 
-def F05v(case, request):
+def F05v(case):
     answered(f"```python\n{case['input']}\n```", case["expected"])
 
 
-def F08(case, request):
+def F08(case):
     assert solve_problem(Scripted(lambda *_: case["input"] + "\x03"), "Q", 4, Integer(0, 999)).votes == {
         int(case["expected"]): 4
     }
 
 
-def G01(case, request):
-    from math import gcd
-
+def G01(case):
     def text(count):
         return ", ".join(f"gcd(594,{n})={gcd(594, n)}" for n in range(102, 102 + count))
 
@@ -57,7 +58,7 @@ def G01(case, request):
     assert honest.answer == 6 and honest.samples[0].end is not End.REPETITION
 
 
-def G02(case, request):
+def G02(case):
     """In place of a stream, and in place of a chat completion, both counted as faults and asked for again."""
     import test_distil
     import test_server_faults
@@ -70,7 +71,7 @@ def G02(case, request):
     replies = [body, test_server_faults.WHOLE]
     with standing(lambda _, n: replies[n]) as stand, Server([stand.url], TINY) as client:
         assert test_server_faults.sample(client).text == "42" and len(stand.bodies) == 2
-    problems = request.getfixturevalue("tmp_path") / "problems.jsonl"
+    problems = Path("problems.jsonl")
     problems.write_text('{"problem": "1 + 1?", "answer": "2"}\n')
     asked = []
 
