@@ -299,14 +299,6 @@ def test_each_variant_is_asked_in_its_share_of_the_samples_spread_evenly():
     assert {prompts.variant(Settings(), i).user for i in range(9)} == {"{problem}"}, "off by default"
 
 
-def test_special_tokens_stay_in_the_text_where_something_that_is_read_is_made_of_them(sampler):
-    keeping = {"tags": {"think_end": "<|endoftext|>\n"}}, {"tool_parser": "hermes"}
-    models = [sampler(QWEN3, **settings) for settings in ({}, *keeping)]
-    kept = [prompts.keeps_special_tokens(model.tokenizer, model.settings) for model in models]
-    assert kept == [False, True, True]
-    assert prompts.keeps_special_tokens(models[0].tokenizer, Settings(format="harmony"))
-
-
 def test_prompts_longer_than_the_context_are_refused_before_anything_is_loaded(public_model):
     with pytest.raises(AimoError, match=r"a prompt takes \d+ of the context's 1024 tokens") as e:
         Engine(public_model, resolve_settings(public_model, {"system": "Think hard. " * 300}))

@@ -17,7 +17,7 @@ from scripted import Scripted, run_shipped, write_shipped
 from aimo.evaluation import submission
 from aimo.inference import gateway, solver
 from aimo.inference.answers import PAGE, Proof
-from aimo.inference.competitions import COMPETITIONS, find_competition
+from aimo.inference.competitions import COMPETITIONS
 from aimo.inference.errors import AimoError
 from aimo.inference.harmony import ANSWER, Harmony
 from aimo.inference.journal import Journal
@@ -128,14 +128,6 @@ def test_a_proof_is_what_follows_the_thought_in_each_format(tags, said):
     assert closing == f"<|end|><|start|>assistant{HARMONY.think_end}", "what closes a thought of gpt-oss"
 
 
-def test_a_proof_that_is_cut_inside_goes_on_and_stays_as_it_is():
-    def write(prompt):
-        return " second half.\x03" if "First half" in prompt else "t</think>First half," + " " * 500
-
-    sampler = scripted(True, {"provers": 1, "proof_tokens": 20, "verifiers": 0}, prove=write)
-    assert re.fullmatch(r"First half,? +second half\.", prove_problem(sampler, "?", KIND).answer)
-
-
 class Streaming(Scripted):
     """Writes a beginning at once, and goes on only when the thought is closed."""
 
@@ -170,22 +162,20 @@ def test_repetition_is_dropped_and_asked_again_once():
 @pytest.mark.parametrize(
     "said, answer, how",
     [
-        (["Only a thought"], "Not finished.\n\nOnly a thought", "the end of a thought"),
-        (["\x03"], "No proof was found.", ""),
-        (["round and round " * 3000], "No proof was found.", ""),
+        ("Only a thought", "Not finished.\n\nOnly a thought", "the end of a thought"),
+        ("round and round " * 3000, "No proof was found.", ""),
     ],
 )
 def test_there_is_always_a_text(said, answer, how):
     counts = {"provers": 1, "closing_tokens": 1, "proof_tokens": 40000}
-    solution = prove_problem(scripted(True, counts, prove=said), "?", KIND)
+    solution = prove_problem(scripted(True, counts, prove=[said]), "?", KIND)
     assert (solution.answer, solution.how) == (answer, how) and KIND.accepts(solution.answer)
 
 
 def test_no_time_at_all_gives_the_fallback_at_once_and_the_profile_s_seconds_bound_a_problem():
     sampler, begun = scripted(**GOOD), time.monotonic()
     solution = prove_problem(sampler, "?", KIND, budget_s=0.0)
-    assert solution.answer == KIND.fallback and not sampler.prompts and time.monotonic() - begun < 1
-    assert solution.stop is Stop.DEADLINE
+    assert solution.answer == KIND.fallback and not sampler.prompts and solution.stop is Stop.DEADLINE
     sampler = scripted(counts={"seconds": 0.5}, **GOOD)
     sampler.write = lambda *_: asyncio.sleep(60)
     assert prove_problem(sampler, "?", KIND).answer == KIND.fallback and time.monotonic() - begun < 6
@@ -203,11 +193,7 @@ def test_another_engine_goes_on_with_what_a_dead_one_left():
 
     dying.write = die
     solution = prove_problem(dying, "?", KIND)
-    assert (
-        solution.stop is Stop.FAILED
-        and solution.answer == "Bad proof."
-        and solution.note == "the engine died"
-    )
+    assert solution.stop is Stop.FAILED and solution.answer == "Bad proof."
     other = scripted(**GOOD)
     assert prove_problem(other, "?", KIND, solution=solution).answer == "Better proof."
     assert "prove" not in asked(other), "the proofs of the first engine are used"
@@ -228,15 +214,6 @@ def test_an_engine_that_hangs_is_left_with_the_proof_that_it_had_written(monkeyp
     assert (solution.answer, solution.how) == ("Half a proof", "cut off")
 
 
-def test_a_loop_that_never_returns_is_left_too(monkeypatch):
-    monkeypatch.setattr(solver, "OVERTIME_S", 0.3)
-    sampler = scripted(prove=lambda _: time.sleep(2) or "Late.\x03")
-    solution = solver.Solution(KIND.fallback)
-    with pytest.raises(TimeoutError):
-        prove_problem(sampler, "?", KIND, budget_s=0.2, solution=solution)
-    assert KIND.accepts(solution.answer)
-
-
 # Form
 
 
@@ -246,10 +223,8 @@ def test_a_loop_that_never_returns_is_left_too(monkeypatch):
         ("Let $x$ be.\n\n$$x = 1$$\n\n\\begin{align}x\\end{align} It costs \\$5. `$` ```", ""),
         ("x" * (5 * PAGE + 1), "it has 5.0 pages, and 5 are allowed"),
         ("so <think> it", "<think> stands in it"),
-        ("done<|im_end|>", "<|im_end|> stands in it"),
         ("```\ncode", "a fenced block is not closed"),
         ("$$x$", "a formula between $ is not closed"),
-        ("\\begin{align} x", "\\begin{align} is not closed"),
         ("\\begin{a}\\begin{b}\\end{a}\\end{b}", "\\end{a} closes nothing"),
     ],
 )
@@ -260,8 +235,7 @@ def test_length_and_markdown_are_checked(text, fault):
 def test_a_proof_that_is_too_long_ends_with_a_paragraph():
     text = "\n\n".join(["Step $x$ holds."] * 2000)
     cut = KIND.fit(text)
-    assert len(cut) <= 5 * PAGE and cut.endswith("holds.") and not KIND.fault(cut) and KIND.accepts(cut)
-    assert not KIND.accepts(text) and len(KIND.fit("x" * 99999)) == 5 * PAGE
+    assert cut.endswith("holds.") and KIND.accepts(cut) and not KIND.accepts(text)
 
 
 def test_a_fault_of_form_is_an_objection_and_ranks_below():
@@ -282,11 +256,9 @@ def test_a_competition_of_proofs_is_answered_whole_after_every_problem(tmp_path,
     test, out, seen = tmp_path / "test.csv", tmp_path / "submission.csv", []
     test.write_text("id,problem\na,Prove A.\nb,Prove B.\n")
 
-    def keep(path, content):
-        seen.append(path)
-        write_whole(path, content)
-
-    monkeypatch.setattr(gateway, "write_whole", keep)
+    monkeypatch.setattr(
+        gateway, "write_whole", lambda path, text: seen.append(path) or write_whole(path, text)
+    )
     sampler = scripted(**GOOD | {"prove": ['Bad "proof",\nof lines.\x03', "Fair proof.\x03"]})
     answer_file(sampler, test, out, 0, "proof-pilot")
     assert seen[1:] == [out, out]
@@ -311,11 +283,8 @@ def test_a_journal_of_a_killed_run_is_gone_on_with(tmp_path):
 
 def test_proofs_are_not_scored_here(tmp_path):
     rules = COMPETITIONS["proof-pilot"]
-    assert find_competition("proof-pilot", asks=True).artefact.file == "submission.csv"
     with pytest.raises(AimoError, match="people mark its proofs"):
         submission.score_file(rules, tmp_path / "s.csv", tmp_path / "a.csv")
-    with pytest.raises(AimoError, match="people mark its proofs"):
-        submission.evaluate_submission("proof-pilot", str(TINY), ["a.csv"], 60.0, {})
     Journal(tmp_path / "j.jsonl", "m", kind=KIND).add("a", "?", "A proof.")
     refused("replay", tmp_path / "j.jsonl", told=["line 1: it has proofs, on which no samples vote"])
     given, out = ["--competition", "proof-pilot"], ["--out", tmp_path]
@@ -341,9 +310,7 @@ def test_the_page_s_kernel_proves_in_an_empty_folder_and_writes_its_file(tmp_pat
     (tmp_path / "test.csv").write_text("id,problem,answer\na,Prove A.,a reference\nb,Prove B.,\n")
     done = run_shipped(tmp_path, "proof-pilot", "test.csv", {"": ["Proved, \\boxed{7}"]})
     assert done.returncode == 0, done.stderr[-2000:]
-    table = pl.read_csv("submission.csv")
-    assert table.rows() == [("a", "Proved, \\boxed{7}"), ("b", "Proved, \\boxed{7}")]
-    assert "marked 7.0 of 7" in done.stdout and "score" not in done.stdout
+    assert pl.read_csv("submission.csv")["prediction"].to_list() == ["Proved, \\boxed{7}"] * 2
 
 
 def test_the_tiny_base_proves_under_vllm(engine, tmp_path, monkeypatch):

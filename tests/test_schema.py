@@ -7,7 +7,6 @@ rows, the chat template, a reward, a file. The first case whose pattern fits a k
 
 import importlib.util
 import json
-import math
 import os
 import re
 import subprocess
@@ -20,7 +19,7 @@ from contextlib import suppress
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from fnmatch import fnmatch
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -358,14 +357,16 @@ def asked(profile: config.Profile, folder: Path) -> Any:
 
     BODIES.clear()
     solutions: dict[str, Any] = {}
-    # Every sample runs to its end: which of them would settle a vote depends on timing.
-    to_the_end = voting.Policy(max_error=0, futile_error=math.inf, overlong=math.inf)
+
+    def to_the_end(state, policy):  # which sample would settle a vote depends on timing
+        step = voting.Step(start=state.left)
+        return step if state.left + state.running else voting.Step(voting.Stop.EXHAUSTED)
+
     with (
         Server([server()[1]], TINY, profile.solver_settings(TINY)) as model,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(voting, "is_decided", lambda *_: False)
-        patch.setattr(gateway, "solve_problem", partial(gateway.solve_problem, policy=to_the_end))
+        patch.setattr(voting, "next_step", to_the_end)
         schedule = gateway.Schedule(competitions.COMPETITIONS["aimo3"], None, 1)
         predict = gateway.make_predict(schedule, Supervisor(lambda: model, model), profile.seed, solutions)
         predict(["q"], ["What is 1 + 1, or 2?"])

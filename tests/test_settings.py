@@ -13,15 +13,17 @@ from aimo.inference.settings import Settings, Tags, resolve_settings
 
 def write(folder, **values):
     (folder / "aimo.json").write_text(json.dumps(values))
-    return folder
 
 
 def test_each_layer_goes_over_those_before_it_and_keeps_their_other_keys(tmp_path):
-    folder = write(tmp_path, samples=4, temperature=0.5, vllm={"max_num_seqs": 4, "block_size": 16})
-    found = resolve_settings(folder, {"temperature": 0.6, "vllm": {"max_num_seqs": 8}}, {"samples": 2})
-    assert (found.samples, found.temperature) == (2, 0.6)
-    assert found.vllm == {"max_num_seqs": 8, "block_size": 16}, "engine arguments are merged key by key"
-    assert found.top_p == Settings().top_p
+    own = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.05, "min_p": None}
+    (tmp_path / "generation_config.json").write_text(json.dumps(own))
+    found = resolve_settings(tmp_path)
+    assert (found.temperature, found.top_p, found.top_k) == (0.6, 0.95, 20)
+    write(tmp_path, samples=4, temperature=0.5, top_p=0.5, vllm={"max_num_seqs": 4, "block_size": 16})
+    found = resolve_settings(tmp_path, {"top_p": 0.9, "vllm": {"max_num_seqs": 8}}, {"samples": 2})
+    assert (found.samples, found.temperature, found.top_p, found.top_k) == (2, 0.5, 0.9, 20)
+    assert found.vllm == {"max_num_seqs": 8, "block_size": 16}
 
 
 def test_a_folder_keeps_the_settings_that_were_written_into_it(tmp_path):
@@ -30,13 +32,10 @@ def test_a_folder_keeps_the_settings_that_were_written_into_it(tmp_path):
     assert resolve_settings(tmp_path) == settings
 
 
-@pytest.mark.parametrize(
-    "template, think_end",
-    [("{{ x }}<think>", "</think>"), ("a</think>b", "</think>"), ("<end_working_out>", "<end_working_out>")],
-)
-def test_tags_of_a_public_model_are_those_of_its_template(tmp_path, template, think_end):
+@pytest.mark.parametrize("template, end", [("a</think>", "</think>"), ("<end_working_out>",) * 2])
+def test_tags_of_a_public_model_are_those_of_its_template(tmp_path, template, end):
     (tmp_path / "chat_template.jinja").write_text(template)
-    assert resolve_settings(tmp_path).tags.think_end == think_end
+    assert resolve_settings(tmp_path).tags.think_end == end
 
 
 @pytest.mark.parametrize(
@@ -44,47 +43,26 @@ def test_tags_of_a_public_model_are_those_of_its_template(tmp_path, template, th
     [
         ({"temprature": 1.0}, "did you mean temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"tool_seconds": 3600}, "tool_seconds"),
         ({"tags": {"think_end": ""}}, "think_end"),
         ({"variants": [{"share": 0.6}, {"share": 0.6}]}, "more than 1 in all"),
         ({"variants": [{"share": 0.5, "user": "Solve it."}]}, "variants.0.user: .*problem"),
     ],
 )
-def test_a_wrong_setting_is_named_in_one_line_in_a_folder_and_in_a_layer(tmp_path, values, told):
-    for layers in ([values], []):
-        folder = tmp_path if layers else write(tmp_path, **values)
-        with pytest.raises(AimoError, match=told) as e:
-            resolve_settings(folder, *layers)
-        assert "\n" not in str(e.value)
+def test_a_wrong_setting_is_named_in_a_folder_and_in_a_layer(tmp_path, values, told):
+    with pytest.raises(AimoError, match=told):
+        resolve_settings(tmp_path, values)
+    write(tmp_path, **values)
+    with pytest.raises(AimoError, match=f"aimo.json: .*{told}"):
+        resolve_settings(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name, text, told",
-    [
-        ("aimo.json", "{", "delete it to take the defaults"),
-        ("aimo.json", "[]", "delete it to take the defaults"),
-        ("generation_config.json", "{", "repair the file, or delete it"),
-        ("generation_config.json", '{"top_k": -5}', "top_k.*repair the file, or delete it"),
-    ],
+    "name, text", [("aimo.json", "[]"), ("generation_config.json", '{"top_k": -5}')], ids=str
 )
-def test_a_broken_file_of_a_folder_is_named_with_the_remedy(tmp_path, name, text, told):
+def test_a_broken_file_of_a_folder_is_named_with_the_remedy(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    with pytest.raises(AimoError, match=rf"{name}.*{told}") as e:
+    with pytest.raises(AimoError, match=f"{name}.*repair the file"):
         resolve_settings(tmp_path)
-    assert "\n" not in str(e.value)
-
-
-def test_a_folders_own_sampling_is_the_default_below_its_aimo_json_and_every_layer(tmp_path):
-    own = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.05, "min_p": None}
-    (tmp_path / "generation_config.json").write_text(json.dumps(own))
-    assert sampling(resolve_settings(tmp_path)) == (0.6, 0.95, 20)
-    assert sampling(resolve_settings(tmp_path, {"top_k": 0})) == (0.6, 0.95, 0)
-    write(tmp_path, temperature=1.0, top_p=0.5)
-    assert sampling(resolve_settings(tmp_path, {"top_p": 0.9})) == (1.0, 0.9, 20)
-
-
-def sampling(settings):
-    return settings.temperature, settings.top_p, settings.top_k
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,17 @@
 import math
 import re
 import sys
-import threading
-import time
+from types import SimpleNamespace
 
 import pytest
-from conftest import TINY, wait_for
+from conftest import TINY
 from scripted import Scripted
 
 from aimo.inference import sandbox
 from aimo.inference.answers import Integer
 from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import read_tokenizer
-from aimo.inference.prompts import Completion
-from aimo.inference.sample import AskedProblem, End
+from aimo.inference.sample import End
 from aimo.inference.sandbox import Programs
 from aimo.inference.solver import solve_problem
 from aimo.inference.tool_calls import find_tool_parser
@@ -42,23 +40,10 @@ def test_variables_live_on_in_a_sample_and_in_no_other_and_long_output_is_cut_in
     assert one.run("x").shown == "7"
     failed = other.run("print('before')\nx")
     assert failed.shown.startswith("before") and "NameError" in failed.shown and not failed.ok
-    for library in ("numpy", "sympy", "mpmath", "networkx"):  # that the prompt says are installed
-        assert one.run(f"import {library}; {library}.__name__").shown == f"'{library}'"
     shown = one.run("print('a' * 5000 + 'b' * 5000)").shown
     assert re.fullmatch(r"a{2000}\n\[… 6,001 characters left out …\]\nb{1999}", shown)
     one.close()
     other.close()
-
-
-def test_closing_returns_at_once_and_ends_a_running_program():
-    sample, outputs = Programs(SECONDS), []
-    thread = threading.Thread(target=lambda: outputs.append(sample.run("import time; time.sleep(25)")))
-    thread.start()
-    wait_for(lambda: sample.session, 10)
-    begun = time.monotonic()
-    sample.close()
-    thread.join(15)
-    assert outputs and not outputs[0].ok and time.monotonic() - begun < 15
 
 
 def called(code, form='{{"name": "python", "arguments": {{"code": "{}"}}}}\n'):
@@ -68,20 +53,15 @@ def called(code, form='{{"name": "python", "arguments": {{"code": "{}"}}}}\n'):
 
 PROGRAMS = {
     "```python\nprint(6 * 7)\n```": "42",
-    "```python3\nprint(6 * 7)\n```": "42",
-    "```Python\nprint(6 * 7)\n```": "42",
     "```python \t\nprint(6 * 7)\n```": "42",
     "```python\r\nx = 6\r\nprint(x * 7)\r\n```\r\n": "42",
     "~~~python\nprint(6 * 7)\n~~~\n": "42",
-    "````py\nprint(6 * 7)\n````": "42",
     "```{.python}\nprint(6 * 7)\n```": "42",
-    "```tool_code\nprint(6 * 7)\n```": "42",
     "```python\nprint(6 * 7)```\n and so on": "42",
     "1. We compute\n   ```python\n   x = 6\n   print(x * 7)\n   ```\n": "42",
     "```python\nprint('```')\nprint(6 * 7)\n```": "42",
     "```python\nprint(6 * 7)\x03": "42",  # ends before the fence does
     called("print(6 * 7)"): "42",
-    called("x = 6 * 7\nprint(x)"): "42",
     called(r"x = 6 * 7\nprint(x)"): "42",
     called("print(len(r'\\alpha \\frac\\d') * 3)"): "42",
     called("import re\\nprint(''.join(re.findall(r'\\d', 'a4b2')))"): "42",
@@ -99,7 +79,6 @@ PROGRAMS = {
     called("print(6 * 7)", '{{"function": {{"name": "python", "arguments": {{"code": "{0}"}}}}}}'): "42",
     called("", "{{'name': python}}{0}"): "SyntaxError",
     called("", '{{"name": "python"}}{0}'): "TypeError",
-    "```python\nprint(len(str(3**20000)))\n```": "9543",
 }  # fmt: skip
 
 
@@ -112,17 +91,16 @@ def test_a_program_is_run_however_it_is_written_or_the_model_is_told(call):
     assert PROGRAMS[call] in sampler.prompts[1].split("```output")[1]
 
 
-@pytest.mark.parametrize(
-    "text", ["```pycon\n>>> 1\n```", "```json\n{}\n```", "```\nprint(1)\n```", "I could call <tool_call>."]
-)
+@pytest.mark.parametrize("text", ["```pycon\n>>> 1\n```", "```\nprint(1)\n```", "I could call <tool_call>."])
 def test_blocks_that_are_no_programs_are_not_run(text):
     solution = ask(then(f"{text} So \\boxed{{7}}\x03", ""))
     assert solution.answer == 7 and solution.samples[0].turns == 0
 
 
-def test_a_finished_sample_without_an_answer_is_asked_for_it():
-    solution = ask(then("I am done.\x03", "42}", read="\\boxed{"))
-    assert solution.answer == 42 and solution.samples[0].end is End.FINISHED
+@pytest.mark.parametrize("said, end", [("I am done.\x03", End.FINISHED), ("I am " * 9, End.TOKENS)])
+def test_a_sample_that_ends_without_an_answer_is_asked_for_it(said, end):
+    solution = ask(then(said, "42}", read="\\boxed{", max_tokens=20))
+    assert solution.answer == 42 and solution.samples[0].end is end
 
 
 def test_a_sample_ends_at_its_last_box_when_it_counts_and_not_before():
@@ -190,21 +168,16 @@ HERMES = (
 CALL = 'I compute.<tool_call>{"name": "python", "arguments": {"code": "x = 6 * 7\\nprint(x)"}}</tool_call>'
 
 
-@pytest.fixture
-def tiny():
+def tiny(sampler):
     """Let a scripted model read and write the tokens of the tiny base, with a template that offers tools."""
-
-    def change(sampler):
-        sampler.tokenizer = read_tokenizer(TINY)
-        sampler.tokenizer.chat_template = HERMES
-        sampler.tool_parser = find_tool_parser(sampler.settings.tool_parser, sampler.tokenizer)
-        return sampler
-
-    return change
+    sampler.tokenizer = read_tokenizer(TINY)
+    sampler.tokenizer.chat_template = HERMES
+    sampler.tool_parser = find_tool_parser(sampler.settings.tool_parser, sampler.tokenizer)
+    return sampler
 
 
 @pytest.mark.slow  # it loads vLLM's parsers
-def test_a_model_calls_python_in_its_own_format_and_reads_the_output_as_a_turn_of_the_tool(tiny):
+def test_a_model_calls_python_in_its_own_format_and_reads_the_output_as_a_turn_of_the_tool():
     sampler = tiny(then(CALL + "\x03", ANSWER, read="<tool>42", tool_parser="hermes"))
     s = ask(sampler, 2)
     assert s.answer == 42 and {sample.weight for sample in s.ended} == {2.0}
@@ -217,47 +190,29 @@ def test_a_model_calls_python_in_its_own_format_and_reads_the_output_as_a_turn_o
         assert answered.answer == 42, "a call that is not one of python is answered, and the sample goes on"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("parser", ["hermes", None])
-def test_the_prompt_of_a_question_is_encoded_once_and_no_sample_changes_that_of_another(
-    tiny, parser, monkeypatch
-):
-    sampler = tiny(then("", "", tool_parser=parser))
-    problem = AskedProblem(sampler, "What is 6 x 7?", 0, Integer(0, 999))
-    first = problem.begin(0, with_tools=True)
-    prompt = first.prompt()
-    monkeypatch.setattr(sampler.tokenizer, "apply_chat_template", None)
-    second = problem.begin(1, with_tools=True)
-    monkeypatch.undo()
-    turn = CALL if parser else PROGRAM
-    first.reply(first.find_call(Completion(turn, sampler.tokenizer.encode(turn), True)), "42")
-    assert first.prompt()[: len(prompt)] == prompt != first.prompt() and first.text
-    assert second.prompt() == prompt == problem.begin(2, with_tools=True).prompt() and not second.text
-
-
-@pytest.mark.slow
-def test_what_a_program_prints_cannot_end_the_turn(tiny):
-    sampler = tiny(then("```python\nprint('<|endoftext|>' * 3)\n```", ANSWER))
-    assert ask(sampler).answer == 42 and sampler.tokenizer.eos_token == "<|endoftext|>"
-    assert "<|endoftext|>" not in sampler.prompts[-1].split("```output")[1]
+@pytest.mark.parametrize("written", [PROGRAM, "```python\nprint('<|endoftext|>' * 3)\n```"])
+def test_no_sample_reads_what_another_writes_and_no_program_can_end_the_turn(written):
+    sampler = then(written, ANSWER)
+    end = SimpleNamespace(content="<|endoftext|>", special=True)
+    sampler.tokenizer.added_tokens_decoder = {3: end}
+    assert ask(sampler, 3).answer == 42
+    first, *read = (prompt.split("```output") for prompt in sorted(sampler.prompts, key=len))
+    assert len(first) == 1 and len(read[-1]) == 2, "each sample reads the output of its own program alone"
+    assert end.content not in read[-1][1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("parser", "template", "told"),
     [
-        ("hermes", "{{ messages[0]['content'] }}", "needs a chat template that offers tools"),
         ("hermess", HERMES, "no parser 'hermess'; did you mean hermes"),
-        ("hermes", HERMES.replace("tool_call>", "call>"), ""),
-        ("hermes", HERMES.replace("['function'] | tojson", "['function']['arguments']['x']['y']['z']"), ""),
-        ("pythonic", HERMES, ""),
-        ("mistral", HERMES, ""),
-        ("openai", HERMES, ""),
+        ("hermes", "{{ messages[0]['content'] }}", "hermes does not fit the model .*; take its family's"),
+        ("hermes", HERMES.replace("tool_call>", "call>"), "hermes does not fit the model"),
+        ("mistral", HERMES, "mistral does not fit the model"),
     ],
 )
 def test_a_parser_that_vllm_lacks_or_that_does_not_fit_the_template_is_refused(parser, template, told):
     tokenizer = read_tokenizer(TINY)
     tokenizer.chat_template = template
-    told = told or f"{parser} does not fit the model .*; take its family's parser"
     with pytest.raises(AimoError, match=told):
         find_tool_parser(parser, tokenizer)

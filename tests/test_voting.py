@@ -1,6 +1,5 @@
 """Votes, weights and stop rules, on random votes and on recorded completions."""
 
-import json
 import math
 import random
 import re
@@ -15,16 +14,16 @@ from conftest import ROOT
 from aimo.evaluation import replay, traces
 from aimo.inference import answers, solver, voting
 from aimo.inference.answers import Integer
+from aimo.inference.chat_format import Chat
 from aimo.inference.sample import End, Sample
-from aimo.inference.settings import Settings, Tags
-from aimo.inference.voting import Policy, State, Stop, next_step
+from aimo.inference.settings import PUBLIC, Settings, Tags
+from aimo.inference.voting import AnswerWatch, Policy, State, Stop, next_step
 
 AFTER = " and so on" * 100
 THINKING = (
     "<think>First \\boxed{1}, but no.\n\nAlternatively 2. Hmm, so it is x.</think>\n\n"
     "We get \\boxed{\\text{odd}}, so the answer is \\boxed{2^{5}}. Bye"
 )
-THINK = Tags("<think>", "</think>", "\\boxed{", "}")
 REASON = Tags("<reason>", "</reason>", "<result>", "</result>")
 
 
@@ -37,12 +36,6 @@ def amc(shared):
     return traces.read_traces([shared / "traces" / "amc23_15_models.jsonl"])[0].questions
 
 
-def averages(questions, rules, draws, seed):
-    """The means over questions of each rule's accuracy, tokens and wall."""
-    measured = replay.measure(questions, [replay.parse_rule(rule) for rule in rules], draws, seed)
-    return measured.mean(axis=2).tolist()
-
-
 # ---- The vote
 
 
@@ -52,41 +45,40 @@ def test_the_vote_of_one_sample_is_pass_at_1_and_the_vote_of_all_is_the_leader()
     assert (voting.maj_at(votes, [4], 8, r), voting.maj_at([None], [], 2, r)) == (1.0, 0.0)
 
 
-def test_a_tally_explains_the_vote_and_does_not_depend_on_the_order_of_arrival():
+def test_a_tally_does_not_depend_on_the_order_of_arrival():
     r = random.Random(0)
     for _ in range(200):
         pairs = [(r.choice([1, 2, 3, None]), r.choice([0.1, 0.2, 0.3, 0.7])) for _ in range(r.randint(1, 12))]
-        rows, votes = voting.tally(pairs), voting.count(answer for answer, _ in pairs)
+        rows = voting.tally(pairs)
         assert voting.tally(r.sample(pairs, len(pairs))) == rows
-        assert {row.answer: row.votes for row in rows} == votes
+        assert {row.answer: row.votes for row in rows} == voting.count(answer for answer, _ in pairs)
         assert not rows or math.isclose(sum(row.share for row in rows), 1)
         assert all(math.isclose(row.weight, sum(w for a, w in pairs if a == row.answer)) for row in rows)
-        counted = voting.tally((answer, 1.0) for answer, _ in pairs)
-        assert (counted[0].answer if counted else None) == voting.leader(votes)
 
 
-def test_ties_go_to_weight_then_votes_then_the_smallest_answer():
-    for pairs, order in (
+@pytest.mark.parametrize(
+    "pairs, order",
+    [
         ([(9, 3.0), (1, 1.0), (1, 1.0)], [9, 1]),
         ([(1, 2.0), (9, 1.0), (9, 1.0)], [9, 1]),
         ([(9, 1.0), (1, 1.0)], [1, 9]),
         ([(None, 1.0)], []),
-    ):
-        assert [row.answer for row in voting.tally(pairs)] == order
-    assert voting.leader(Counter([5, 2])) == voting.leader(Counter([2, 5])) == 2
-    assert voting.leader(Counter()) is None
+    ],
+)
+def test_ties_go_to_weight_then_votes_then_the_smallest_answer(pairs, order):
+    assert [row.answer for row in voting.tally(pairs)] == order
 
 
 def test_weights_fall_as_a_completion_is_less_sure_longer_or_contradicted():
-    def weights(kind, field, values):
-        sample = Sample(0, "", 0, End.ANSWERED)
-        return [voting.weigh(replace(sample, **{field: value}), kind) for value in values]
-
-    for kind, values in ("logprob", [0, -0.1, -2]), ("entropy", [0, 0.1, 2]), ("ties", [0, 0.1, 2]):
-        ones = weights(kind, "entropy" if kind == "ties" else kind, values)
-        assert ones[0] == 1 > ones[1] > ones[2] > 0
-    short, middle, long = weights("length", "tokens", [0, 100, 30_000])
-    assert 1 >= short > middle > long > 0
+    sample = Sample(0, "", 0, End.ANSWERED)
+    for kind, field, values in [
+        ("logprob", "logprob", [0, -0.1, -2]),
+        ("entropy", "entropy", [0, 0.1, 2]),
+        ("ties", "entropy", [0, 0.1, 2]),
+        ("length", "tokens", [0, 100, 30_000]),
+    ]:
+        first, second, third = (voting.weigh(replace(sample, **{field: value}), kind) for value in values)
+        assert first == 1 > second > third > 0
     assert voting.by_tools(5, [None, 5]) > voting.by_tools(5, []) > voting.by_tools(5, [None, 6])
 
 
@@ -98,8 +90,7 @@ def test_trivial_answers_are_those_of_the_statement_and_0_and_1():
 # ---- When to stop
 
 
-def test_weights_decide_no_sooner_than_any_outcome_of_the_rest_allows():
-    """Decided: no outcome within the largest weight changes the winner of the weighted tally."""
+def test_a_vote_is_decided_when_no_outcome_of_the_rest_changes_the_winner():
     r, decided = random.Random(6), 0
     for _ in range(400):
         draws = [(r.choices([1, 2], [4, 1])[0], r.choice([0.25, 0.5, 1.0, 2.0])) for _ in range(7)]
@@ -116,29 +107,15 @@ def test_weights_decide_no_sooner_than_any_outcome_of_the_rest_allows():
 
 def test_the_error_bound_is_the_posterior_chance_that_a_rival_is_the_more_likely_answer():
     r = random.Random(0)
-    for first, second in [(0, 0), (3, 0), (4, 1), (6, 5)]:
+    for first, second in [(0, 0), (4, 1), (6, 5)]:
         rate = sum(r.betavariate(first + 1, second + 1) < 0.5 for _ in range(20_000)) / 20_000
         assert abs(voting.rival_probability(first, second) - rate) < 0.012
-    assert voting.error_bound(4, []) == voting.rival_probability(4, 0)
     assert voting.error_bound(6, [2]) == voting.rival_probability(6, 2) + voting.rival_probability(6, 0)
-
-
-def test_a_futile_vote_cannot_be_settled_by_any_outcome_of_the_rest():
-    r, futile = random.Random(3), 0
-    for _ in range(300):
-        votes, remaining = Counter(r.choices(range(9), k=r.randint(2, 9))), r.randint(1, 2)
-        if next_step(State(votes, ended=votes.total(), running=remaining)).stop is Stop.FUTILE:
-            futile += 1
-            for rest in product([*range(10), None], repeat=remaining):
-                after = votes + voting.count(rest)
-                assert voting.error_bound(*voting.evidence(after, after)) > 0.5
-    assert futile > 30
 
 
 def test_the_evidence_is_the_smaller_of_number_and_weight():
     votes = Counter({7: 3, 8: 1})
     assert voting.evidence(votes, {7: 6.0, 8: 0.5}) == (3, [1])
-    assert voting.evidence(votes, {7: 1.5, 8: 1.0}) == (1, [1])
     assert voting.evidence(votes, {7: 1.5, 8: 2.0}) == (1, [3]), "the leader by weight has the fewer votes"
     assert voting.evidence(Counter(), {}) == (0, [])
 
@@ -149,9 +126,9 @@ def test_a_solver_settles_equally_unsure_votes_as_soon_as_sure_ones():
     unsure = [Sample(i, "", 9, End.ANSWERED, 2, 0.5, tail_entropy=0.7) for i in range(4)]
     problem = solver.AskedProblem(sampler, "?", 0, Integer(0, 9))
     question = solver.Solver(problem, solver.Solution(samples=unsure), print)
-    assert voting.next_step(question.state(12, math.inf)).stop is Stop.SETTLED
+    assert next_step(question.state(12, math.inf)).stop is Stop.SETTLED
     question.solution.samples.pop()
-    assert voting.next_step(question.state(12, math.inf)).stop is None
+    assert next_step(question.state(12, math.inf)).stop is None
 
 
 def test_a_step_stops_for_the_reason_it_names():
@@ -180,7 +157,6 @@ def test_waves_grow_with_disagreement_and_stay_within_what_may_run_and_what_is_a
 def test_overlong_samples_are_cut_only_when_half_of_the_samples_have_ended():
     assert next_step(State(Counter({1: 2, 2: 1}), ended=8, running=8, longest=1000)).limit == 3000
     assert next_step(State(Counter({1: 2, 2: 1}), ended=7, running=8, longest=1000)).limit == math.inf
-    assert next_step(State(Counter(), ended=8, running=8)).limit == math.inf
 
 
 # ---- When a sample is over
@@ -189,30 +165,26 @@ def test_overlong_samples_are_cut_only_when_half_of_the_samples_have_ended():
 @pytest.mark.parametrize(
     "text, end, answer",
     [
-        ("So \\boxed{12} and then \\boxed{13}" + AFTER, AFTER, 13),
         ("</think>Step 1: $\\boxed{5}$. Then" + AFTER[:900] + "total \\boxed{42}" + AFTER, AFTER, 42),
         ("So \\boxed{12}" + AFTER + "Problem 2: \\boxed{13}", AFTER, 12),
         ("\\boxed{} then \\boxed{\\frac{9}{5}} then $\\boxed{\\frac{84}{2}}$." + AFTER, AFTER[:-2], 42),
         ("First \\boxed{x}" + AFTER + "then \\boxed{7}" + AFTER * 2, "\\boxed{7}" + AFTER, 7),
         (THINKING + AFTER, AFTER[:-5], 32),
         (
-            "<think>Try \\boxed{7}.\n" + "wait\n" * 100 + "So the answer is 8.\n</think>\n\n\\boxed{8}",
+            "<think>\\boxed{7}.\n" + "wait\n" * 100 + "So the answer is 8.\n</think>\n\n\\boxed{8}",
             "ink>\n",
             8,
         ),
         ("1 + 1<end_working_out><SOLUTION>2</SOLUTION>", "</SOLUTION>", 2),
         ("<answer>5</answer>", "</answer>", 5),
-        ("It is \\boxed{42" + " " * 300 + "}" + AFTER, "}" + AFTER, 42),
         # A model may think in the tags of its base.
         ("<think>Perhaps \\boxed{1}. No.\n\nHmm, x.</think><SOLUTION>2</SOLUTION>", "</SOLUTION>", 2),
     ],
 )
 def test_a_sample_ends_at_its_final_answer_and_not_at_the_first_of_several_boxes(text, end, answer):
     place = text.index(end) + len(end.rstrip("\n"))
-    watch = voting.AnswerWatch(read)
-    for i in range(len(text) + 1):
-        assert voting.final_answer(text[:i], read) == (None if i < place else (place, answer))
-        assert i > place or watch.find(text[:i]) == (None if i < place else (place, answer))
+    for i in range(place - 30, place + 1):
+        assert AnswerWatch(read).find(text[:i]) == (None if i < place else (place, answer))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -223,39 +195,44 @@ def test_a_message_that_is_watched_as_it_grows_ends_where_its_whole_text_says(se
     for _ in range(100):
         text, thinking = "".join(r.choices(parts, k=r.randint(1, 20))), r.random() < 0.3
         before, found = r.choice([0, 0, r.randint(0, len(text))]), None
-        watch, end = voting.AnswerWatch(read, Tags(), thinking, text[:before]), before
+        watch, end = AnswerWatch(read, Tags(), thinking, text[:before]), before
         while end < len(text) and not found:
             end += r.choice([1, 3, 7, 64, 500])
             found = watch.find(text[before:end])
-            assert found == voting.final_answer(text[:end], read, Tags(), thinking)
+            assert found == AnswerWatch(read, Tags(), thinking).find(text[:end])
         ended += found is not None
     assert ended > 5
 
 
 def test_a_sample_goes_on_while_its_sentence_may_give_another_value():
     text = "The answers are $\\boxed{3}$, $\\boxed{5}$ and $\\boxed{7}$." + " bla" * 400
-    for i in range(0, len(text) + 1, 20):
-        assert voting.final_answer(text[:i], read) is None, "several values are no vote"
-    for text in ("", "\\boxed{12", "\\boxed{x}", "the answer is 12", "<think>\\boxed{1}", "<SOLUTION>12"):
-        assert voting.final_answer(text, read) is None
+    several = [text[:i] for i in range(0, len(text) + 1, 100)]
+    for text in (
+        *several,
+        "\\boxed{12",
+        "\\boxed{x}",
+        "the answer is 12",
+        "<think>\\boxed{1}",
+        "<SOLUTION>12",
+    ):
+        assert AnswerWatch(read).find(text) is None
 
 
 @pytest.mark.parametrize("thinking", [True, False])
 def test_thought_and_answer_are_told_apart_by_the_tags_of_the_settings(thinking):
     thought = "First \\boxed{1}, as </think> would say, then <result>2</result>. Hmm, so it is x."
     text = f"{'' if thinking else '<reason>'}{thought}</reason>So <result>33</result> or <result>9</result>"
-    place = text.index("33</result>") + len("33</result>")
-    for i in range(len(text)):
-        found = voting.final_answer(text[:i], lambda t: read(t, REASON), REASON, thinking)
-        assert found == (None if i < place else (place, 33))
+    found = AnswerWatch(lambda part: read(part, REASON), REASON, thinking).find(text)
+    assert found == (text.index("33</result>") + len("33</result>"), 33)
 
 
-@pytest.mark.parametrize("tags, end", [(THINK, "42}"), (REASON, "42</result>")])
+@pytest.mark.parametrize("tags, end", [(PUBLIC[0], "42}"), (REASON, "42</result>")])
 def test_a_forced_ending_closes_the_thought_and_makes_the_next_number_the_answer(tags, end):
     start, close = tags.think_start, tags.think_end
+    talk = SimpleNamespace(settings=Settings(tags=tags))
     for text in (f"{start}so 6 * 7", f"{start}so 6 * 7{close}\n\nIt follows"):
-        forced = text + voting.forced_ending(text, tags) + end
-        assert voting.final_answer(forced + AFTER, lambda t: read(t, tags), tags)[1] == 42
+        forced = text + Chat.forced_ending(talk, text, False) + end
+        assert AnswerWatch(lambda part: read(part, tags), tags).find(forced + AFTER)[1] == 42
         assert forced.count(close) == 1
 
 
@@ -265,59 +242,34 @@ def test_a_loop_of_any_length_is_seen_and_ordinary_text_is_not():
     def prose(n):
         return "".join(r.choices("abcdefgh \n", k=n))
 
-    for period in (1, 7, 100, 1000, 3000, 5000):
+    for period in (1, 100, 3000, 5000):
         loop = prose(period)
         copies = 1 + voting.REPEATS * max(1, math.ceil(voting.BLOCK / period))
         assert voting.is_repeating(prose(5000) + loop * copies)
-        assert not voting.is_counting(prose(16_000)), "letters vary"
         assert period < voting.BLOCK or not voting.is_repeating(prose(5000) + loop * (voting.REPEATS - 1))
-    assert not voting.is_repeating("") and not voting.is_repeating(prose(50_000))
+    text = prose(50_000)
+    assert not voting.is_repeating("") and not voting.is_repeating(text) and not voting.is_counting(text)
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "gcd(594,{n})={gcd}, ",
-        "- Case {n}: if $a = {n}$, then $b = 594 - {n}$, and $a^2 + b^2 = {square}$, which is {parity}.\n\n",
         "{n}, ",
+        "- Case {n}: if $a = {n}$, then $b = 594 - {n}$, and $a^2 + b^2 = {square}$, which is {parity}.\n\n",
     ],
 )
 def test_a_loop_that_counts_is_seen_and_an_honest_list_of_cases_is_not(line):
-    def cases(count):
-        numbers = range(102, 102 + count)
-        parity = ["even", "odd"]
-        return "".join(
-            line.format(n=n, gcd=math.gcd(594, n), square=n * n, parity=parity[n % 2]) for n in numbers
-        )
-
-    runaway = cases(6000)
+    numbers = range(102, 6102)
+    cases = [line.format(n=n, square=n * n, parity=["even", "odd"][n % 2]) for n in numbers]
+    runaway, honest = "".join(cases), "Let us see.\n" + "".join(cases[:100]) + "So it is \\boxed{7}."
     assert any(voting.is_counting(runaway[:place]) for place in range(16_000, 20_000, 1000))
-    for count in (40, 100):
-        text = "Let us go through the cases.\n" + cases(count) + "So the answer is \\boxed{7}."
-        assert not voting.is_counting(text) and not voting.is_repeating(text)
+    assert not voting.is_counting(honest) and not voting.is_repeating(honest)
 
 
 # ---- Recorded completions
 
 
-@pytest.mark.slow  # nine megabytes of text
-def test_no_right_completion_is_taken_for_degenerate_but_one_that_never_ends(shared):
-    """Of 600 completions of fifteen models: one of the right ones repeats itself for 100,000 characters."""
-    cut = Counter()
-    for line in (shared / "traces" / "amc23_15_models.jsonl").open():
-        for sample in json.loads(line)["samples"]:
-            text = sample["text"]
-            heads = (text[max(0, i - voting.WINDOW) : i] for i in range(1000, len(text), 1000))
-            looks = (voting.is_repeating(head) or voting.is_counting(head) for head in heads)
-            end = next((1000 * n for n, is_over in enumerate(looks, 1) if is_over), None)
-            final = voting.final_answer(text, read)
-            if end and not (final and final[0] < end):
-                cut[sample["correct"]] += 1
-                assert not sample["correct"] or len(text) > 100_000
-    assert cut[True] <= 1 and cut[False] >= 75
-
-
-def test_final_answers_of_real_completions_are_the_ones_they_end_with(shared, amc):
+def test_final_answers_of_real_completions_are_the_ones_they_end_with(amc):
     pairs = [(q.gold, *pair) for q in amc for pair in zip(q.peer, q.ours, strict=True)]
     both = [(w.answer, o.answer) for _, w, o in pairs if isinstance(w.answer, int) and o.answer is not None]
     assert len(both) > 350 and sum(a == b for a, b in both) / len(both) > 0.985
@@ -329,7 +281,7 @@ def test_final_answers_of_real_completions_are_the_ones_they_end_with(shared, am
 
 @pytest.mark.slow  # thousands of replays
 def test_the_documented_figures_are_those_of_the_replay(amc):
-    """Of the AMC file, 300 orders each."""
+    """Of the AMC file, 300 orders each: accuracy, tokens and wall."""
     page = (ROOT / "docs" / "voting.md").read_text()
     table = page.split("| amc23_15_models | ours")[1].split("gsm8k_175b")[0]
     row = re.compile(
@@ -337,5 +289,6 @@ def test_the_documented_figures_are_those_of_the_replay(amc):
     )
     documented = {rule: figures for rule, *figures in row.findall("| | ours" + table)}
     assert documented.keys() >= {*replay.STOPS, "all:length", "ours:length"}
-    for rule, measured in zip(documented, averages(amc, documented, 300, 0), strict=True):
-        assert documented[rule] == [f"{measured[0]:.3f}", f"{measured[1]:,.0f}", f"{measured[2]:,.0f}"]
+    measured = replay.measure(amc, [replay.parse_rule(rule) for rule in documented], 300, 0)
+    for rule, (accuracy, tokens, wall) in zip(documented, measured.mean(axis=2), strict=True):
+        assert documented[rule] == [f"{accuracy:.3f}", f"{tokens:,.0f}", f"{wall:,.0f}"]

@@ -167,7 +167,7 @@ def public(path: Path, golds: Mapping[str, int | str], kind: AnswerKind) -> Iter
 
 def until_final(text: str, read: Callable[[str], Any]) -> RecordedSample:
     """Return a completion up to its final answer, or to where it degenerates."""
-    final = voting.final_answer(text, read)
+    final = voting.AnswerWatch(read).find(text)
     end, answer = final or (len(text), None)
     for place in range(CHECK, end, CHECK):
         before = text[max(0, place - voting.WINDOW) : place]

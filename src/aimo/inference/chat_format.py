@@ -6,33 +6,47 @@ model's own tokens stay as they are, so that vLLM has them cached. `begin_conver
 `Chat` without tools, `FencedBlocks` and `ToolCalls` with them, and `Harmony` for gpt-oss.
 """
 
+import re
 from collections.abc import Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from aimo.inference import harmony, prompts, sandbox, tool_calls, voting
+from aimo.inference import harmony, prompts, sandbox, tool_calls
 from aimo.inference.errors import AimoError
 from aimo.inference.harmony import Harmony
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.prompts import BackgroundLoop, Completion, Sampler, escape_special_tokens
 from aimo.inference.settings import Settings
-from aimo.inference.tool_calls import PYTHON, Call
+from aimo.inference.tool_calls import MARK, PYTHON, Call
 
 T = TypeVar("T")
 RULES = "Put the final answer in \\boxed{}."  # the sentence on answers outside a competition
+TAIL = 32  # tokens at the end of a prompt that may hold an opening tag
 # Stand for a program and its output in a conversation that is rendered to see what is between them.
 CALL, OUTPUT = "aimoscallstandshere", "aimosoutputstandshere"
+FENCE = (
+    r"(?P<fence>`{3,}|~{3,})[ \t]*[{.]*(?:i?python|py|tool_code)[\d.]*\}?(?:[ \t][^\n]*)?\r?\n"
+    r"(?P<code>.*?)(?:^[ \t]*(?P=fence)|(?P=fence)"
+)
+# A block of Python in a text that grows: a fence within a line may be part of the program.
+BLOCK = re.compile(FENCE + r"(?=[ \t]*\r?\n))", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+# The same in a text that has ended, perhaps before its closing fence.
+WHOLE_BLOCK = re.compile(FENCE + r"(?=[ \t]*\r?$)|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
+# What may begin a call in a text that grows, what ends one, and characters in which either may be cut in two.
+OPENING = re.compile(r"[`~]{3,}[ \t]*[{.]*(?:i?py|tool_code)|(?=<tool_call>)|" + MARK.pattern, re.IGNORECASE)
+CLOSING, OVERLAP = re.compile("```|~~~|</tool_call>|</function>"), 100
 
 
 class Chat:
     """A conversation without tools: one message of the model, after the prompt of the chat template."""
 
-    starts_message = True
-    """Whether the prompt ends where a message of the model begins, or continues the one before."""
+    starts_message = True  # whether the next turn begins a message of the model, or continues the last
     tools: list[dict[str, Any]] | None = None  # what the chat template offers
 
     def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
-        self.tokenizer, self.settings, self.text = sampler.tokenizer, sampler.settings, ""
+        self.sampler, self.tokenizer, self.settings = sampler, sampler.tokenizer, sampler.settings
+        self.text = ""
         problem = escape_special_tokens(self.tokenizer, problem)
         self.messages: list[dict[str, Any]] = prompts.as_messages(self.settings, problem, index, rules)
         self.ids = self.encode(self.render(self.messages))
@@ -46,14 +60,13 @@ class Chat:
         return self.tokenizer.apply_chat_template(talk, **options | self.settings.chat_template_kwargs)
 
     def prompt(self) -> list[int]:
-        """Return the token ids that the next turn continues."""
         return list(self.ids)
 
     def thinks(self) -> bool:
         """Return whether the prompt ends inside a thought: in the tag that opens one, if no setting says."""
         if self.settings.thinking is not None:
             return self.settings.thinking
-        tail = self.tokenizer.decode(self.ids[-prompts.TAIL :], skip_special_tokens=False)
+        tail = self.tokenizer.decode(self.ids[-TAIL:], skip_special_tokens=False)
         return tail.rstrip().endswith(self.settings.tags.think_start.strip())
 
     def find_call(self, turn: Completion) -> Call | None:
@@ -64,8 +77,14 @@ class Chat:
         """Continue after the output of a call."""
 
     def forced_ending(self, message: str, thinking: bool) -> str:
-        """Return what to append to the present message, so that a few more tokens give an answer."""
-        return voting.forced_ending(message, self.settings.tags, thinking)
+        """Return what makes a message give its answer in a few more tokens."""
+        # Budget forcing (arXiv 2501.19393).
+        tags = self.settings.tags
+        opened = thinking or tags.think_start in message
+        closing = tags.think_end if opened and tags.think_end not in message else ""
+        if tags.answer_start.startswith("<"):  # a tag follows the thought at once, as in training
+            return closing + tags.answer_start
+        return (f"\n{closing}\n" if closing else "") + f"\nThe final answer is {tags.answer_start}"
 
     def count_malformed(self, ids: list[int]) -> int:
         """Return how many faults of format the token ids of all turns hold; here those cannot be told."""
@@ -83,23 +102,29 @@ class FencedBlocks(Chat):
 
     @property
     def starts_message(self) -> bool:  # type: ignore[override]
-        """All turns are one message."""
-        return not self.text
+        return not self.text  # all turns are one message
 
     def find_program(self, text: str, finished: bool) -> tuple[str, int] | None:
         """Return the first program in a text, which may still grow, and the character where it ends."""
         begin = 0
         if not finished:  # searched again and again as it grows: only what is new may begin or end a call
             seen, begin = self.searched if self.searched[0] <= len(text) else (0, -1)
-            if begin < 0 and (opening := tool_calls.OPENING.search(text, max(0, seen - tool_calls.OVERLAP))):
+            new = max(0, seen - OVERLAP)
+            if begin < 0 and (opening := OPENING.search(text, new)):
                 begin = opening.start()
-            if begin < 0 or not tool_calls.CLOSING.search(text, max(0, seen - tool_calls.OVERLAP)):
+            if begin < 0 or not CLOSING.search(text, new):
                 self.searched = len(text), begin
                 return None
-        found = tool_calls.find_block(text, finished, begin)
-        if not found and not finished:
-            self.searched = len(text), begin
-        return found
+        block, mark = (WHOLE_BLOCK if finished else BLOCK).search(text, begin), MARK.search(text, begin)
+        if mark and not (block and block.start() < mark.start()):  # a call in the form of some model
+            closed = re.compile(r"\}\s*</tool_call>|</function>").search(text, mark.end())
+            if finished or closed:
+                end = closed.end() if closed else len(text)
+                return tool_calls.read_call(text[mark.end() : end]), end
+        if block:
+            return tool_calls.dedented(block["code"]), block.end()
+        self.searched = len(text), begin
+        return None
 
     def find_call(self, turn: Completion) -> Call | None:
         """Return the first complete program of a turn, without the tokens after its last."""
@@ -114,7 +139,6 @@ class FencedBlocks(Chat):
         return Call(code, text, ids)
 
     def reply(self, call: Call, output: str) -> None:
-        """Continue after the output: the turn's own tokens stay, so that their cache does."""
         shown = escape_special_tokens(self.tokenizer, output)
         result = ("" if call.turn.endswith("\n") else "\n") + self.output.format(shown)
         self.searched = 0, -1
@@ -131,12 +155,8 @@ class ToolCalls(Chat):
 
     tools = [PYTHON]  # noqa: RUF012
 
-    def __init__(self, sampler: Sampler, problem: str, index: int = 0, rules: str = ""):
-        super().__init__(sampler, problem, index, rules)
-        self.parser = sampler.tool_parser
-
     def find_call(self, turn: Completion) -> Call | None:
-        return tool_calls.find_tool_call(self.parser, turn)
+        return tool_calls.find_tool_call(self.sampler.tool_parser, turn)
 
     def reply(self, call: Call, output: str) -> None:
         """Add the call and its output to the conversation; the sampled tokens stay.
@@ -208,7 +228,10 @@ class FolderSampler(Sampler):
             self.encoding = harmony.load_harmony(model)
         else:
             prompts.check_template(self.tokenizer, settings, model)
-        self.keeps_special_tokens = prompts.keeps_special_tokens(self.tokenizer, settings)
+        # Tool calls, channels and tags may consist of special tokens: then a text keeps them.
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        tags = {tag.strip() for tag in asdict(settings.tags).values()}
+        self.keeps_special_tokens = bool(settings.tool_parser or self.encoding or special & tags)
 
     def encode(self, problem: str) -> list[int]:
         return begin_conversation(self, problem).prompt()

@@ -65,10 +65,7 @@ class Harmony:
     def __init__(
         self, sampler: Sampler, problem: str, index: int = 0, rules: str = "", with_tools: bool = False
     ):
-        """Render the prompt: the system message with effort and tool, the developer message, the user's.
-
-        It has no date: a problem has the same prompt tomorrow. AimoError for arguments that Harmony lacks.
-        """
+        """Render the prompt, without a date: a problem has the same prompt tomorrow."""
         harmony = library()
         self.encoding, self.with_tools, self.text = sampler.encoding, with_tools, ""
         settings, setting = sampler.settings, "inference.chat_template_kwargs"
@@ -99,10 +96,7 @@ class Harmony:
         return True  # all that is not on the final channel is a thought
 
     def find_call(self, turn: Completion) -> Call | None:
-        """Return the call that a finished turn ends in: to a tool, or by <|call|>.
-
-        A tool that was not offered gets a program that says so.
-        """
+        """Return the call that a finished turn ends in: to a tool, or by <|call|>."""
         messages = parse_messages(self.encoding, turn.token_ids) if turn.finished else []
         last = messages[-1] if messages else None
         if not last or (not last.recipient and (last.closed_by != CALL or last.channel == "final")):
@@ -118,7 +112,7 @@ class Harmony:
         return Call(code, turn.text, turn.token_ids, channel=last.channel or "analysis")
 
     def reply(self, call: Call, output: str) -> None:
-        """Continue after the output of a call: what the model wrote stays, token by token, analysis too."""
+        """Continue after the output of a call; what the model wrote stays, token by token."""
         harmony = library()
         tool = harmony.Author.new(harmony.Role.TOOL, "python")
         result = harmony.Message.from_author_and_content(tool, output or "[no output]")
@@ -136,10 +130,10 @@ class Harmony:
         return f"{closing}{'<|start|>assistant' if message else ''}{FINAL}{ANSWER}"
 
     def count_malformed(self, ids: list[int]) -> int:
-        """Return how many faults of format the n token ids of all turns hold; a sample goes on after each.
+        """Count the faults of format in the token ids of all turns.
 
-        Faults are messages with a faulty header, calls to an unknown tool or without <|call|>, and messages
-        after the final answer.
+        They are faulty headers, calls to an unknown tool or without <|call|>, and messages after the final
+        answer.
         """
         faults, answered = 0, False
         for message in parse_messages(self.encoding, ids):
@@ -152,7 +146,7 @@ class Harmony:
 
 
 def parse_messages(encoding: Any, ids: Iterable[int]) -> list[Message]:
-    """Return the messages in n token ids of one or more turns, each after <|start|>assistant. No ids raise.
+    """Return the messages in the token ids of turns, each after <|start|>assistant. No ids raise.
 
     A header runs to <|message|>, a content to <|end|>, <|return|>, <|call|> or the next header.
     """
@@ -193,9 +187,6 @@ def library() -> Any:
     return openai_harmony
 
 
-# The vocabulary
-
-
 @functools.cache
 def load_harmony(model: str | Path) -> Any:
     """Return openai_harmony's encoding of gpt-oss, offline.
@@ -229,10 +220,7 @@ def load_harmony(model: str | Path) -> Any:
 
 
 def vocabulary_of(tokenizer: Path) -> bytes:
-    """Return the vocabulary file that a tokenizer.json makes: each token's bytes in base64, and its rank.
-
-    Empty for a tokenizer of another kind.
-    """
+    """Return the vocabulary file that a tokenizer.json makes; empty for a tokenizer of another kind."""
     # A byte-level tokenizer (GPT-2) writes a printable byte as its own letter, the others from U+0100 on.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,4 +1,9 @@
-"""How a problem is presented to the model: the messages, and whether its chat template shows them."""
+"""How a model is asked, up to what it answers.
+
+A problem becomes messages (`as_messages`), which the model's chat template has to show (`check_template`). A
+`Sampler`, the engine or servers, continues their token ids to a `Completion`, in a stream on a
+`BackgroundLoop`. Every sample has a seed of its own (`sample_seed`).
+"""
 
 import asyncio
 import math
@@ -8,14 +13,18 @@ import time
 import zlib
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from aimo.inference.errors import AimoError, one_line
 from aimo.inference.settings import Prompt, Settings, Variant
 
-TAIL = 32  # tokens at the end of a prompt that may hold an opening tag
+T = TypeVar("T")
+# Whether a stream may end, given its text and its token ids so far. It keeps no reference to the text, so
+# that Python extends a local name of it in place: a copy for each token of a long stream takes 60 µs.
+Until = Callable[[str, list[int]], bool]
+MIN_TOKENS = 16  # fewer cannot hold an answer
 # Templates that training made, which may ask without a generation prompt: they hold MARK, or end in PLAIN.
 MARK = "{#- aimo -#}"
 PLAIN = (
@@ -39,10 +48,7 @@ def apply_template(
 
 
 def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> None:
-    """Raise AimoError when the chat template does not present what the settings say.
-
-    It is rendered once: it may raise, have no system role, no generation prompt, or not read an argument.
-    """
+    """Raise AimoError when the chat template does not show what the settings say."""
     template, remedy = f"model {model}: its chat template", "save another with the model"
     problem = "What is 1 + 1?"
     asked = as_messages(settings, problem)
@@ -65,7 +71,7 @@ def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> Non
 
 
 def check_length(prompt: list[int], room: int) -> None:
-    """Raise AimoError when the n tokens of a short problem's prompt leave no room to answer."""
+    """Raise AimoError when a short problem's prompt leaves no room to answer."""
     if len(prompt) + MIN_TOKENS > room:
         raise AimoError(
             f"a prompt takes {len(prompt)} of the context's {room} tokens before the problem; shorten "
@@ -74,12 +80,11 @@ def check_length(prompt: list[int], room: int) -> None:
 
 
 def as_prompt(problem: str) -> list[dict[str, str]]:
-    """Return the conversation that asks `problem`."""
     return [{"role": "user", "content": problem}]
 
 
 def as_completion(prompt: Prompt, thought: str, answer: int | str) -> list[dict[str, str]]:
-    """Return the assistant turn that thinks `thought` and answers `answer`, in the profile's tags."""
+    """Return the assistant's turn, in the profile's tags."""
     text = f"{prompt.think_start}{thought}{prompt.think_end}{prompt.answer_start}{answer}{prompt.answer_end}"
     return [{"role": "assistant", "content": text}]
 
@@ -93,7 +98,7 @@ def as_messages(settings: Settings, problem: str, index: int = 0, rules: str = "
 
 
 def variant(settings: Settings, index: int) -> Settings | Variant:
-    """Return what has the system and user message of the `index`-th sample."""
+    """Return what holds the system and user message of the `index`-th sample."""
     end = 0.0
     for other in settings.variants:
         begin, end = end, end + other.share
@@ -104,30 +109,16 @@ def variant(settings: Settings, index: int) -> Settings | Variant:
 
 
 def escape_special_tokens(tokenizer: Any, text: str) -> str:
-    """Split the special tokens and tags in a text by a zero-width space after their first character."""
+    """Put a zero-width space after the first character of each special token and tag in a text."""
     for token in tokenizer.added_tokens_decoder.values():
         if token.special or token.content.startswith("<"):
             text = text.replace(token.content, f"{token.content[0]}\u200b{token.content[1:]}")
     return text
 
 
-def keeps_special_tokens(tokenizer: Any, settings: Settings) -> bool:
-    """Return whether a text keeps special tokens: tool calls, channels or tags may consist of them."""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    tags = {tag.strip() for tag in asdict(settings.tags).values()}
-    return settings.tool_parser is not None or settings.format == "harmony" or bool(special & tags)
-
-
-T = TypeVar("T")
-# Whether a stream may end, given its text and its token ids so far. It keeps no reference to the text, so
-# that Python extends a local name of it in place: a copy for each token of a long stream takes 60 µs.
-Until = Callable[[str, list[int]], bool]
-MIN_TOKENS = 16  # fewer cannot hold an answer
-
-
 @dataclass
 class Completion:
-    """What one stream wrote: n sampled tokens."""
+    """What one stream wrote."""
 
     text: str
     token_ids: list[int]
@@ -192,7 +183,7 @@ class Sampler(Protocol):
 
 
 class BackgroundLoop:
-    """An event loop in a thread, for callers with a loop (notebooks) and without one."""
+    """An event loop in a thread, for callers with a loop of their own (notebooks) and without one."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -244,10 +235,10 @@ def result_of(future: "Future[T]", timeout: float | None = None) -> T:
 
 
 def entropy_of(logprobs: Iterable[float]) -> float:
-    """Return the entropy of the likeliest tokens in nats, without what the others would add."""
+    """Return the entropy of the likeliest tokens in nats, without the others' share."""
     return -sum(math.exp(p) * p for p in logprobs)
 
 
 def sample_seed(seed: int, problem: str, i: int) -> int:
-    """Return the seed of a problem's i-th sample, independent of what is sampled at the same time."""
+    """Return the seed of a problem's i-th sample, whatever is sampled at the same time."""
     return zlib.crc32(f"{seed} {i} {problem}".encode())

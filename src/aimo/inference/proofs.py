@@ -9,7 +9,7 @@ A step may use the time up to its share of the budget; what it saves is the next
 it is cut: the thought of a proof is closed, and the proof written down in the time reserved for that. A proof
 that degenerates into repetition is dropped.
 
-All that is known are the solution's samples, each with its role: after a death, another engine goes on with
+The solution's samples, each with its role, are all that is known: after a death, another engine goes on with
 what is missing. `choose` finds a text among them at any time: the selected proof, else the one with the best
 mark, else one without, else one that was cut, the end of a thought, or the fallback.
 """
@@ -22,7 +22,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from aimo.inference import answers, harmony
@@ -56,12 +55,41 @@ def prove_problem(
 ) -> Solution:
     """Prove a problem in `budget_s` seconds, or in those of the settings if they are fewer.
 
-    The rest is as in `solver.solve_problem`: it continues a `solution`, `keep` gets each sample, TimeoutError
-    when the engine does not return. The solution has a text, whatever happens.
+    The rest is as in `solver.solve_problem`. The solution has a text, whatever happens.
     """
     solution = solution or Solution(kind.fallback)
     prover = Prover(AskedProblem(sampler, problem, seed, rules=rules), kind, solution, keep)
     return prover.solve(min(math.inf if budget_s is None else budget_s, prover.proofs.seconds or math.inf))
+
+
+class ProofSample(RunningSample):
+    """A proof while it is written. Where its thought is cut, it is closed, and the proof written down."""
+
+    def __init__(self, problem: AskedProblem, index: int, begin_s: float, proofs: Proofs):
+        super().__init__(problem, index, begin_s, with_tools=False)
+        room = self.sampler.max_length - len(self.prompt)
+        self.closing = min(proofs.closing_tokens, room // 4)
+        tokens = min(proofs.proof_tokens, room - self.closing)
+        self.settings = replace(self.settings, max_tokens=tokens)
+
+    async def work(self) -> Completion:
+        completion = await self.run()
+        self.end = self.end or (End.FINISHED if completion.finished else End.TOKENS)
+        return await self.close() if self.end is End.TOKENS else completion
+
+    async def close(self) -> Completion:
+        end, turn, text = self.end, self.turn, self.text
+        ending = self.talk.forced_ending(text[self.message_begin :], self.thinking)
+        ending = ending.removesuffix(harmony.ANSWER)
+        ending = ending if ending.strip() else ""  # it was cut inside its proof
+        added = self.sampler.tokenizer.encode(ending, add_special_tokens=False)
+        self.talk.ids, self.talk.text = [*self.turn_prompt, *turn.token_ids, *added], text + ending
+        self.earlier += replace(turn, text="")
+        self.settings = replace(self.settings, max_tokens=self.earlier.tokens + self.closing)
+        self.end = None
+        completion = await self.run()
+        self.end = self.end or end
+        return completion
 
 
 class Prover(Solver):
@@ -84,11 +112,32 @@ class Prover(Solver):
             more = self.proofs.provers - sum(sample.role == "prove" for sample in self.ranked())
             await self.ask([("prove", self.prompt("prove"))] * more, self.begun + PROVED * budget_s)
         await self.verify(self.begun + VERIFIED * budget_s)
-        await self.refine(self.begun + REFINED * budget_s)
+        asked = []
+        for proof in self.ranked()[: self.proofs.refiners]:
+            role, fault = f"refine {proof.index}", self.kind.fault(str(proof.answer))
+            verdicts = self.of_role(f"verify {proof.index}")
+            told = [(self.final_text(verdict.text, False) or "")[-OBJECTION:] for verdict in verdicts]
+            told += [f"Its form: {fault}."] * bool(fault)
+            perfect = not fault and self.mark(proof) in (None, FULL)
+            if not perfect and not self.of_role(role):
+                objections = "\n\n".join(f"{i}. {text}" for i, text in enumerate(told, 1))
+                asked.append((role, self.prompt("refine", proof=proof.answer, objections=objections)))
+        await self.ask(asked, self.begun + REFINED * budget_s)
         await self.verify(self.begun + VERIFIED_AGAIN * budget_s)
-        await self.select(self.begun + SELECTED * budget_s)
-        over = time.monotonic() > self.begun + SELECTED * budget_s
-        self.solution.stop = Stop.DEADLINE if over else Stop.EXHAUSTED
+        # Votes choose among the proofs that stand near the best.
+        ranked = self.ranked()
+        best = self.rank(ranked[0])[0] if ranked else 0.0
+        near = [proof for proof in ranked if self.rank(proof)[0] >= best - NEAR][:FINALISTS]
+        asked = []
+        for number in range(len(self.of_role("select")), self.proofs.selectors if len(near) > 1 else 0):
+            first = number % len(near)  # each is the first of some
+            shown = near[first:] + near[:first]
+            proofs = "\n\n".join(f"Proof {i}:\n\n{proof.answer}" for i, proof in enumerate(shown, 1))
+            indices = ",".join(str(proof.index) for proof in shown)
+            asked.append((f"select {indices}", self.prompt("select", proofs=proofs)))
+        end = self.begun + SELECTED * budget_s
+        await self.ask(asked, end, Integer(1, max(1, len(near))))
+        self.solution.stop = Stop.DEADLINE if time.monotonic() > end else Stop.EXHAUSTED
         self.solution.note = f"{len(self.lost)} calls failed: {self.fault}" if self.lost else ""
 
     def conclude(self) -> None:
@@ -104,34 +153,6 @@ class Prover(Solver):
             asked += [(role, self.prompt("verify", proof=proof.answer))] * more
         await self.ask(asked, end, MARK)
 
-    async def refine(self, end: float) -> None:
-        asked = []
-        for proof in self.ranked()[: self.proofs.refiners]:
-            role, fault = f"refine {proof.index}", self.kind.fault(str(proof.answer))
-            verdicts = self.of_role(f"verify {proof.index}")
-            told = [(self.final_text(verdict.text, False) or "")[-OBJECTION:] for verdict in verdicts]
-            told += [f"Its form: {fault}."] * bool(fault)
-            perfect = not fault and self.mark(proof) in (None, FULL)
-            if not perfect and not self.of_role(role):
-                objections = "\n\n".join(f"{i}. {text}" for i, text in enumerate(told, 1))
-                asked.append((role, self.prompt("refine", proof=proof.answer, objections=objections)))
-        await self.ask(asked, end)
-
-    async def select(self, end: float) -> None:
-        ranked = self.ranked()
-        best = self.rank(ranked[0])[0] if ranked else 0.0
-        near = [proof for proof in ranked if self.rank(proof)[0] >= best - NEAR][:FINALISTS]
-        asked = []
-        for number in range(len(self.of_role("select")), self.proofs.selectors if len(near) > 1 else 0):
-            first = number % len(near)  # each is the first of some
-            shown = near[first:] + near[:first]
-            proofs = "\n\n".join(f"Proof {i}:\n\n{proof.answer}" for i, proof in enumerate(shown, 1))
-            indices = ",".join(str(proof.index) for proof in shown)
-            asked.append((f"select {indices}", self.prompt("select", proofs=proofs)))
-        await self.ask(asked, end, Integer(1, max(1, len(near))))
-
-    # Calls
-
     async def ask(self, asked: list[tuple[str, str]], end: float, kind: Integer | None = None) -> None:
         """Let the model answer prompts, each in a role, until a moment, and record what it wrote.
 
@@ -144,48 +165,19 @@ class Prover(Solver):
             problem = AskedProblem(self.bare, text, self.problem.seed, kind, self.problem.rules)
             if problem.fault():  # it does not fit the context
                 continue
-            sample = RunningSample(problem, next(self.numbers), self.now(), with_tools=False)
-            tokens, room = self.proofs.verdict_tokens, self.bare.max_length - len(sample.prompt)
-            if kind is None:
-                tokens = min(self.proofs.proof_tokens, room - self.closing(sample))
-            sample.settings = replace(sample.settings, max_tokens=tokens)
-            self.roles[sample.index] = role, sample.talk.thinks()
+            index, begin_s = next(self.numbers), self.now()
+            sample: RunningSample = ProofSample(problem, index, begin_s, self.proofs)
             if kind:
-                self.begin(sample, sample.answer(cut, end))
-            else:
-                work, close = partial(self.write, sample), partial(self.close, sample)
-                self.begin(sample, sample.within(cut, end, work, close))
+                sample = RunningSample(problem, index, begin_s, with_tools=False)
+                sample.settings = replace(sample.settings, max_tokens=self.proofs.verdict_tokens)
+            self.roles[index] = role, sample.talk.thinks()
+            self.begin(sample, cut, end)
         while self.running and time.monotonic() < end + FORCED_ANSWER_S:  # a dead engine releases nothing
             await self.take_ended(math.inf)
-
-    async def write(self, sample: RunningSample) -> Completion:
-        completion = await sample.run()
-        sample.end = sample.end or (End.FINISHED if completion.finished else End.TOKENS)
-        return await self.close(sample) if sample.end is End.TOKENS else completion
-
-    async def close(self, sample: RunningSample) -> Completion:
-        """Close the thought of a sample that was cut, and let it write its proof down."""
-        end, turn, text = sample.end, sample.turn, sample.text
-        ending = sample.talk.forced_ending(text[sample.message_begin :], sample.thinking)
-        ending = ending.removesuffix(harmony.ANSWER)
-        ending = ending if ending.strip() else ""  # it was cut inside its proof
-        added = self.sampler.tokenizer.encode(ending, add_special_tokens=False)
-        sample.talk.ids, sample.talk.text = [*sample.turn_prompt, *turn.token_ids, *added], text + ending
-        sample.earlier += replace(turn, text="")
-        tokens = sample.earlier.tokens + self.closing(sample)
-        sample.settings, sample.end = replace(sample.settings, max_tokens=tokens), None
-        completion = await sample.run()
-        sample.end = sample.end or end
-        return completion
-
-    def closing(self, sample: RunningSample) -> int:
-        return min(self.proofs.closing_tokens, (self.bare.max_length - len(sample.prompt)) // 4)
 
     def prompt(self, role: str, **parts: Any) -> str:
         known = {"problem": self.problem.text, "rules": self.problem.rules} | parts
         return re.sub(r"\{(\w+)\}", lambda m: str(known.get(m[1], m[0])), getattr(self.proofs, role))
-
-    # What is known
 
     def add(self, sample: Sample) -> None:
         """Record a sample with its role; a proof that did not degenerate is its answer."""
@@ -205,15 +197,14 @@ class Prover(Solver):
             proof = proof.replace(tag, "") if tag.startswith("<") else proof
         return self.kind.read(re.split(r"<\|\w+\|>", proof)[0])
 
-    def known(self) -> list[Sample]:
-        return sorted(self.solution.ended, key=lambda sample: sample.index)  # whatever came first
-
     def of_role(self, role: str) -> list[Sample]:
-        return [sample for sample in self.known() if f"{sample.role} ".startswith(f"{role} ")]
+        ended = sorted(self.solution.ended, key=lambda sample: sample.index)  # whatever came first
+        return [sample for sample in ended if f"{sample.role} ".startswith(f"{role} ")]
 
     def ranked(self) -> list[Sample]:
         """Return the proofs that differ, the best first."""
-        first = {sample.answer: sample for sample in reversed(self.known()) if sample.answer}
+        ended = sorted(self.solution.ended, key=lambda sample: -sample.index)
+        first = {sample.answer: sample for sample in ended if sample.answer}
         return sorted(first.values(), key=self.rank, reverse=True)
 
     def rank(self, proof: Sample) -> tuple[float, bool, int]:

@@ -6,7 +6,6 @@ import copy
 import io
 import math
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -19,7 +18,6 @@ from aimo.inference.errors import one_line
 from aimo.inference.prompts import MIN_TOKENS, Completion, Sampler, sample_seed
 from aimo.inference.sandbox import Programs
 
-Work = Callable[[], Awaitable[Completion]]
 FORCED_ANSWER_TOKENS = 24
 CHECK_EVERY = 64  # characters between two checks whether a sample is over
 COUNT_EVERY = 1024  # characters between two checks whether it counts without end, which take longer
@@ -115,12 +113,11 @@ class AskedProblem:
         return first
 
 
-def timeout_at(moment: float) -> asyncio.Timeout:
-    return asyncio.timeout(None if moment == math.inf else moment - time.monotonic())
-
-
 class RunningSample:
-    """A sample while it runs. `answer` samples it to its end; `record` and `cut` make it a `Sample`."""
+    """A sample while it runs: `answer` samples it to its end; `record` and `cut` make it a `Sample`.
+
+    A subclass with another `work` and `close` is another kind of task.
+    """
 
     def __init__(self, problem: AskedProblem, index: int, begin_s: float, with_tools: bool):
         self.problem, self.index, self.begin_s, self.with_tools = problem, index, begin_s, with_tools
@@ -153,30 +150,26 @@ class RunningSample:
 
     @property
     def may_call(self) -> bool:
-        """Whether another program may run."""
         return self.with_tools and not self.end and len(self.results) < self.settings.tool_turns
 
     async def answer(self, cut: float = math.inf, end: float = math.inf) -> Completion:
-        """Sample to the end, and force an answer where the model has given none (`within`)."""
-        return await self.within(cut, end, self.answer_in_time, self.force_answer)
-
-    async def within(self, cut: float, end: float, work: Work, close: Work) -> Completion:
-        """Let the sample work until it is cut at a moment; then it has until `end` to close what it wrote."""
+        """Sample to the end. What is cut at a moment has until `end` to close what it wrote."""
         try:
-            async with timeout_at(cut) as limit:
-                return await work()
+            async with asyncio.timeout(cut - time.monotonic()) as limit:
+                return await self.work()
         except TimeoutError:
             if not limit.expired():
                 raise
         self.end = End.TIME
         with contextlib.suppress(TimeoutError):
-            async with timeout_at(end):
+            async with asyncio.timeout(end - time.monotonic()):
                 if self.text:
-                    return await close()
+                    return await self.close()
         self.end = End.TIME
         return replace(self.earlier + self.turn, text=self.text)
 
-    async def answer_in_time(self) -> Completion:
+    async def work(self) -> Completion:
+        """Sample to the end, and force an answer where the model has given none."""
         completion = await self.run()
         if completion.finished:
             self.end = End.FINISHED
@@ -184,7 +177,7 @@ class RunningSample:
             self.end = End.TOKENS
         may_lack = self.end in (End.FINISHED, End.TOKENS)
         if may_lack and self.problem.read(completion.text) is None:
-            return await self.force_answer()
+            return await self.close()
         return completion
 
     async def run(self) -> Completion:
@@ -246,8 +239,8 @@ class RunningSample:
             self.end = End.REPETITION
         return self.end is not None
 
-    async def force_answer(self) -> Completion:
-        """Return what the sample wrote, and the answer that the model gives when it has to answer at once."""
+    async def close(self) -> Completion:
+        """Return what the sample wrote, and the answer that the model is forced to give at once."""
         self.heard, self.waits = time.monotonic(), True
         text, written = self.text, self.turn.token_ids
         if self.turn.finished:  # by a token that ends the turn

@@ -220,10 +220,10 @@ class Settings:
 def resolve_settings(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
     """Return the settings of a model folder: each source's keys go over those before it.
 
-    The sources: the sampling of its generation_config.json and the tags that `guess_tags` finds, its
-    aimo.json, then the layers. Dictionaries such as `tags` and `vllm` are merged key by key. AimoError when
-    aimo.json or a layer holds an unknown key or an impossible value, and when aimo.json sets an argument of
-    vLLM that is not HARMLESS and that no layer sets.
+    The sources are the sampling of its generation_config.json and the tags that `guess_tags` finds, its
+    aimo.json, then the layers. Dictionaries such as `tags` and `vllm` are merged key by key. AimoError for
+    an unknown key or an impossible value, and when aimo.json sets an argument of vLLM that is not HARMLESS
+    and that no layer sets.
     """
     folder = Path(model)
     values: dict[str, Any] = {"tags": asdict(guess_tags(folder))}
@@ -291,8 +291,6 @@ def validate_settings(values: Mapping[str, Any], where: str, remedy: str) -> Set
             raise AimoError(f"{where}: vllm.{way}_parallel_size should be a number, not {size!r}; {remedy}")
     return settings
 
-
-# What a notebook's cell of parameters gives
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -1,18 +1,18 @@
-"""One problem: sampled in waves until the vote is settled or time is over; and the time for each problem."""
+"""One problem: sampled in waves until the vote is settled or the time is over; `next_budget` is that time."""
 
 import asyncio
 import math
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aimo.inference import voting
 from aimo.inference.answers import AnswerKind, Value
 from aimo.inference.errors import EngineError, one_line
-from aimo.inference.prompts import Completion, Sampler
+from aimo.inference.prompts import Sampler
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.sandbox import has_sandbox
 from aimo.inference.voting import Stop
@@ -93,12 +93,11 @@ def solve_problem(
     keep: Callable[[Sample], None] = lambda sample: None,
     rules: str = "",
 ) -> Solution:
-    """Answer a problem with an answer of a kind, from at most `num_samples` samples in `budget_s`.
+    """Answer a problem with an answer of a kind, from at most `num_samples` samples in `budget_s` seconds.
 
     `rules` is the competition's sentence on its answers. Continues a `solution` that an earlier engine left;
-    `keep` gets each sample as it ends or is stopped. When a vote counts as settled depends on timing, with
-    `voting.EXACT` it does not. Raises TimeoutError when the engine does not return within OVERTIME_S after
-    the budget.
+    `keep` gets each sample as it ends or is stopped. When a vote is settled depends on timing, but not with
+    `voting.EXACT`. TimeoutError when the engine does not return within OVERTIME_S after the budget.
     """
     solution = solution or Solution(kind.fallback)
     known = list(dict.fromkeys(sample.answer for sample in solution.ended if sample.answer is not None))
@@ -130,7 +129,7 @@ class Solver:
         self.begun, self.earlier = time.monotonic(), solution.seconds
 
     def solve(self, budget_s: float) -> Solution:
-        """Return the solution, which is complete too where the engine does not return: TimeoutError then."""
+        """Return the solution. TimeoutError where the engine does not return; it is complete then too."""
         try:
             self.sampler.run(self.run(budget_s), None if budget_s == math.inf else budget_s + OVERTIME_S)
         finally:
@@ -154,8 +153,8 @@ class Solver:
 
     async def take_steps(self, budget_s: float) -> None:
         """Sample until the vote needs no more or the time is over."""
-        solution, policy = self.solution, self.policy
-        policy = replace(policy, in_flight=min(policy.in_flight, self.sampler.streams))
+        solution = self.solution
+        policy = replace(self.policy, in_flight=min(self.policy.in_flight, self.sampler.streams))
         end = self.begun + budget_s
         deadline = end - min(0.1 * budget_s, FORCED_ANSWER_S)
         known = {sample.index for sample in solution.samples}
@@ -164,8 +163,7 @@ class Solver:
             for index in todo[: step.start]:  # a wave
                 # Spread evenly: every second sample has tools at a share of a half.
                 with_tools = int((index + 1) * self.tools) > int(index * self.tools)
-                sample = RunningSample(self.problem, index, self.now(), with_tools)
-                self.begin(sample, sample.answer(deadline, end))
+                self.begin(RunningSample(self.problem, index, self.now(), with_tools), deadline, end)
             del todo[: step.start]
             for sample in self.running.values():
                 sample.limit = step.limit
@@ -192,20 +190,6 @@ class Solver:
             reason = f"none of {len(solution.ended)} completions held {self.problem.kind}"
             solution.note = ", ".join(filter(None, [solution.note, reason]))
 
-    def begin(self, sample: RunningSample, work: Coroutine[Any, Any, Completion]) -> None:
-        self.running[asyncio.create_task(self.finish(sample, work))] = sample
-
-    async def take_ended(self, end: float) -> None:
-        """Take the samples that end next, until a moment at most. EngineError when the engine has failed."""
-        wait = max(0.0, min(end - time.monotonic(), HEALTH_CHECK_S))
-        ended, _ = await asyncio.wait(self.running, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
-        for task in ended:
-            del self.running[task]
-        for record in sorted((task.result() for task in ended), key=lambda record: record.end_s):
-            self.take(record)
-        if failure := self.failure():
-            raise EngineError(failure)
-
     def state(self, left: int, deadline: float) -> voting.State:
         """Return what is known now, with `left` samples not started yet."""
         ended = self.solution.ended
@@ -224,10 +208,13 @@ class Solver:
             max_weight=(2.0 if self.tools else 1.0) * scale,
         )
 
-    async def finish(self, sample: RunningSample, work: Awaitable[Completion]) -> Sample:
-        """Return the record of a sample once its work has ended: without a vote where that raises."""
+    def begin(self, sample: RunningSample, cut: float, end: float) -> None:
+        self.running[asyncio.create_task(self.finish(sample, cut, end))] = sample
+
+    async def finish(self, sample: RunningSample, cut: float, end: float) -> Sample:
+        """Return the record of a sample once it has ended: without a vote where it raises."""
         try:
-            completion = await work
+            completion = await sample.answer(cut, end)
             if not (self.problem.kind and self.problem.kind.is_slow):
                 return sample.record(completion, self.now())
             async with self.problem.grouping:
@@ -241,30 +228,35 @@ class Solver:
             self.fault = one_line(e)
             return sample.cut(End.FAILED, self.now())
 
-    def take(self, sample: Sample) -> None:
-        if sample.end is End.FAILED:
-            self.in_a_row += 1
-            self.lost.append(sample)
-        elif sample.text or sample.end is not End.TIME:  # what has written nothing in time may be asked again
-            self.in_a_row = 0
-            self.add(sample)
-
-    def add(self, sample: Sample) -> None:
-        self.solution.samples.append(sample)
-        self.keep(sample)
-
-    def failure(self) -> str:
-        """Return why the engine counts as failed; empty while it works."""
+    async def take_ended(self, end: float) -> None:
+        """Take the samples that end next, until a moment at most. EngineError when the engine has failed."""
+        wait = max(0.0, min(end - time.monotonic(), HEALTH_CHECK_S))
+        ended, _ = await asyncio.wait(self.running, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            del self.running[task]
+        for record in sorted((task.result() for task in ended), key=lambda record: record.end_s):
+            if record.end is End.FAILED:
+                self.in_a_row += 1
+                self.lost.append(record)
+            elif record.text or record.end is not End.TIME:  # else it may be asked again
+                self.in_a_row = 0
+                self.add(record)
         if self.sampler.has_died:
-            return "the engine died"
-        if not self.running and self.in_a_row >= min(IN_A_ROW, len(self.lost) + len(self.solution.ended)):
-            return self.fault
+            raise EngineError("the engine died")
+        in_a_row = min(IN_A_ROW, len(self.lost) + len(self.solution.ended))
+        if self.fault and not self.running and self.in_a_row >= in_a_row:
+            raise EngineError(self.fault)
         for sample in self.running.values():
             # Servers may queue a request for some time before they write its first token.
             patience = max(HANG_S, self.sampler.queue_s) if sample.waits else HANG_S
             if sample.runs_program or time.monotonic() - sample.heard <= patience:
-                return ""
-        return f"the engine wrote nothing for {HANG_S:.0f} s" if self.running else ""
+                return
+        if self.running:
+            raise EngineError(f"the engine wrote nothing for {HANG_S:.0f} s")
+
+    def add(self, sample: Sample) -> None:
+        self.solution.samples.append(sample)
+        self.keep(sample)
 
     def now(self) -> float:
         return self.earlier + time.monotonic() - self.begun
@@ -280,22 +272,15 @@ async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
             task.exception()  # which asyncio would print if nobody asked for it
 
 
-# The time of a whole notebook, divided among its questions
-
-
 def next_budget(limit_s: float, elapsed_s: float, answered: int, expected: int, known: bool) -> float:
     """Return the seconds, at least 1, for the next question of a notebook with `limit_s` for all.
 
     `answered` of the `expected` questions have been asked; `known`: whether that number is certain.
     """
-    left = limit_s - elapsed_s - (MARGIN_S if limit_s > 10 * MARGIN_S else 0)
+    left = max(0.0, limit_s - elapsed_s - (MARGIN_S if limit_s > 10 * MARGIN_S else 0))
     questions = max(1 if known else MIN_QUESTIONS_LEFT, expected - answered)
-    return max(1.0, divide_time(left, questions, MIN_SHARE * max(0.0, limit_s) / expected))
-
-
-def divide_time(left_s: float, questions: int, minimum_s: float) -> float:
-    """Return the seconds for the next of `questions`, `left_s` for all and at least `minimum_s` for each."""
-    # Several equal shares, because most questions take less than one, but the others keep their minimum; an
+    reserved = (questions - 1) * (MIN_SHARE * max(0.0, limit_s) / expected)
+    # Several equal shares, as most questions take less than one, but the others keep what is reserved; an
     # equal share where the time left does not hold that.
-    share = max(0.0, left_s) / questions
-    return min(MAX_SHARES * share, max(share, left_s - (questions - 1) * minimum_s))
+    share = left / questions
+    return max(1.0, min(MAX_SHARES * share, max(share, left - reserved)))

@@ -1,7 +1,4 @@
-"""Find a model's call of Python in a turn, and read its program, however badly written.
-
-Calls come as fenced blocks, in the formats that vLLM has parsers for, and in ruins of both.
-"""
+"""A model's calls of Python: found by vLLM's parsers, and read however badly they are written."""
 
 import ast
 import contextlib
@@ -31,22 +28,11 @@ PYTHON: dict[str, Any] = {
         },
     },
 }
-FENCE = (
-    r"(?P<fence>`{3,}|~{3,})[ \t]*[{.]*(?:i?python|py|tool_code)[\d.]*\}?(?:[ \t][^\n]*)?\r?\n"
-    r"(?P<code>.*?)(?:^[ \t]*(?P=fence)|(?P=fence)"
-)
-# A block of Python in a text that grows: a fence within a line may be part of the program.
-BLOCK = re.compile(FENCE + r"(?=[ \t]*\r?\n))", re.DOTALL | re.IGNORECASE | re.MULTILINE)
-# The same in a text that has ended, perhaps before its closing fence.
-WHOLE_BLOCK = re.compile(FENCE + r"(?=[ \t]*\r?$)|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
 # Begins a call in the form of one family of models or another.
 MARK = re.compile(
     r"<tool_call>(?=\s*[\[{<]|[^<]*</tool_call>)|\[TOOL_CALLS\]|<\|python_tag\|>|"
     r'(?=<function=|\{\s*"name"\s*:\s*"python")'
 )
-# What may begin a call in a text that grows, what ends one, and characters in which either may be cut in two.
-OPENING = re.compile(r"[`~]{3,}[ \t]*[{.]*(?:i?py|tool_code)|(?=<tool_call>)|" + MARK.pattern, re.IGNORECASE)
-CLOSING, OVERLAP = re.compile("```|~~~|</tool_call>|</function>"), 100
 
 
 @dataclass(frozen=True)
@@ -77,17 +63,6 @@ def find_tool_call(parser: Any, turn: Completion) -> Call | None:
     call = {"type": "function", "function": {"name": name, "arguments": {"code": code}}}
     message = {"role": "assistant", "content": content or "", "tool_calls": [call]}
     return Call(code, turn.text, turn.token_ids, message)
-
-
-def find_block(text: str, finished: bool, begin: int = 0) -> tuple[str, int] | None:
-    """Return the first program in a text, which may still grow, and the character where it ends."""
-    block, mark = (WHOLE_BLOCK if finished else BLOCK).search(text, begin), MARK.search(text, begin)
-    if mark and not (block and block.start() < mark.start()):  # a call in the form of some model
-        closed = re.compile(r"\}\s*</tool_call>|</function>").search(text, mark.end())
-        if finished or closed:
-            end = closed.end() if closed else len(text)
-            return read_call(text[mark.end() : end]), end
-    return (dedented(block["code"]), block.end()) if block else None
 
 
 def read_call(text: str) -> str:
@@ -161,11 +136,6 @@ def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
         close = difflib.get_close_matches(name, parsers, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "set it to null to run fenced blocks"
         raise AimoError(f"inference.tool_parser: vLLM has no parser {name!r}; {hint}")
-    if "tools" not in tokenizer.get_chat_template(tools=[PYTHON]):
-        raise AimoError(
-            f"inference.tool_parser: {name} needs a chat template that offers tools, "
-            "and the model's does not; set it to null"
-        )
     function = {"name": "python", "arguments": {"code": "print(1)"}}
     called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
     asked = as_prompt("1 + 1?")

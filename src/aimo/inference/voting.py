@@ -27,6 +27,7 @@ AFTER_BOX = 1000  # characters after a box that may still bring another: that of
 OVERLAP = 100  # characters that are searched again, as a tag or a box may have been cut in two
 WINDOW = 16_000  # characters in which a loop is looked for
 BLOCK, REPEATS = 1000, 3  # characters at the end that occur three times in the window: a loop
+PROMPT = 512  # tokens that are planned for a prompt where what follows it is limited
 COUNTING = 0.08  # of a window's size, compressed with all numbers alike: right completions stay above 0.10
 
 
@@ -42,14 +43,9 @@ class Stop(StrEnum):
     KNOWN = "known"  # the journal had the answer
 
 
-PROMPT = 512  # tokens that are planned for a prompt where what follows it is limited
-
-# When to stop, and how many run at once
-
-
 @dataclass(frozen=True)
 class Policy:
-    """When to stop: one set of defaults for every model and question."""
+    """When to stop. The defaults suit every model and question."""
 
     in_flight: int = 16  # samples of a question that run at the same time, at most
     max_error: float = 0.05  # the vote is settled when the error bound of the leader is at most this
@@ -74,7 +70,7 @@ class State:
 
 @dataclass(frozen=True)
 class Step:
-    """What to do next: stop for a reason, or start samples and cut those with more than `limit` tokens."""
+    """What to do next: stop, or start samples and cut those with more than `limit` tokens."""
 
     stop: Stop | None = None
     start: int = 0
@@ -86,27 +82,25 @@ EXACT = Policy(max_error=0, futile_error=math.inf)  # stops only when nothing ca
 
 
 def count_streams(kv_tokens: int, context: int, settings: Settings) -> int:
-    """Return how many samples run at the same time in a KV cache of `kv_tokens`.
-
-    Most end long before their limit: half of it is planned for each, and vLLM makes room for more. The limit
-    is the context, or what a prompt and `max_tokens` take; with tools, what programs print comes on top.
-    """
+    """Return how many samples run at the same time in a KV cache of `kv_tokens`."""
+    # Most end long before their limit: half of it is planned for each, and vLLM makes room for more. What
+    # programs print comes on top of `max_tokens`.
     longest = context if settings.tools else min(context, PROMPT + settings.max_tokens)
     return max(1, 2 * kv_tokens // longest)
 
 
 def next_step(state: State, policy: Policy = POLICY) -> Step:
-    """Return whether to stop, and otherwise how many samples to start and how many tokens a sample may have.
+    """Return whether to stop, else how many samples to start and how many tokens each may have.
 
-    As many samples are started as would settle the vote if new ones voted for the leader as often as those
-    that ended.
+    It starts as many as would settle the vote if they voted for the leader as often as those that ended.
     """
     if state.time_left <= 0:
         return Step(Stop.DEADLINE)
     left = state.left if state.time_each < state.time_left else 0
     remaining = state.running + left
     weights = state.votes if state.weights is None else state.weights
-    if is_decided(weights, remaining * state.max_weight):
+    heaviest, second, *_ = [*sorted(weights.values(), reverse=True), 0, 0]
+    if heaviest > second + remaining * state.max_weight:  # the rest can neither change nor tie it
         return Step(Stop.DECIDED)
     first, rivals = evidence(state.votes, weights)
     if error_bound(first, rivals) <= policy.max_error:
@@ -115,24 +109,21 @@ def next_step(state: State, policy: Policy = POLICY) -> Step:
         return Step(Stop.EXHAUSTED)
     if error_bound(first + remaining, rivals) > policy.futile_error:
         return Step(Stop.FUTILE)
+    lacking = math.inf  # votes for the leader that would settle it
+    if policy.max_error > 0:
+        settled = (n for n in itertools.count() if error_bound(first + n, rivals) <= policy.max_error)
+        lacking = next(settled)
     rate = (first + 1) / (state.ended + 3)  # a third before any has ended: some give no answer, some another
-    wanted = votes_to_settle(first, rivals, policy.max_error) / rate - state.running
+    wanted = lacking / rate - state.running
     start = max(0, math.ceil(min(wanted, left, policy.in_flight - state.running)))
     half_ended = state.longest and state.ended >= state.running + start
     return Step(start=start, limit=policy.overlong * state.longest if half_ended else math.inf)
 
 
-def is_decided(votes: Mapping[Any, float], remaining: float) -> bool:
-    """Return whether further votes of `remaining` weight in total can neither change nor tie the leader."""
-    first, second, *_ = [*sorted(votes.values(), reverse=True), 0, 0]
-    return first > second + remaining
-
-
 def evidence(votes: Counter[Any], weights: Mapping[Any, float]) -> tuple[int, list[int]]:
     """Return whole votes for the leader by weight, and for each of its rivals.
 
-    Number or weight counts, whichever is less favourable to the leader: a vote of weight 2 is still one
-    sample, and a vote of weight 0.5 is less than one. What tells ties apart is no evidence.
+    Number or weight counts, whichever favours the leader less. What tells ties apart is no evidence.
     """
     best = leader(weights, votes)
     if best is None:
@@ -143,7 +134,7 @@ def evidence(votes: Counter[Any], weights: Mapping[Any, float]) -> tuple[int, li
 
 
 def error_bound(first: int, rivals: Iterable[int]) -> float:
-    """Return an upper bound on the probability that the leader is not the model's most likely answer."""
+    """Bound the probability that the leader is not the model's most likely answer, from above."""
     # Over all rivals and one not seen yet: adaptive-consistency (Aggarwal et al. 2023, arXiv 2305.11860).
     return sum(rival_probability(first, second) for second in (*rivals, 0))
 
@@ -154,16 +145,6 @@ def rival_probability(first: int, second: int) -> float:
     # P(p < 1/2) for p ~ Beta(first + 1, second + 1), in closed form: a binomial tail.
     n = first + second + 1
     return sum(math.comb(n, k) for k in range(first + 1, n + 1)) / 2**n
-
-
-def votes_to_settle(first: int, rivals: Collection[int], max_error: float) -> float:
-    """Return how many more votes for the leader would settle the vote; infinity when `max_error` is 0."""
-    if max_error <= 0:
-        return math.inf
-    return next(more for more in itertools.count() if error_bound(first + more, rivals) <= max_error)
-
-
-# The vote
 
 
 @dataclass(frozen=True)
@@ -214,18 +195,18 @@ def maj_at(
 
 
 def by_tools(answer: object, results: Collection[Any]) -> float:
-    """Weigh a completion with tools: 2 when a program printed its answer, 0.5 when none did, else 1."""
+    """Weigh an answer: 2 when a program printed it, 0.5 when programs printed others, else 1."""
     return 2.0 if answer in results else 0.5 if results else 1.0
 
 
 def by_prior(answer: object, problem: str) -> float:
-    """Weigh an answer: 0.5 when it is trivial, that is 0, 1 or a number of the problem; otherwise 1."""
+    """Weigh an answer: 0.5 when it is 0, 1 or a number of the problem, else 1."""
     numbers = re.findall(r"\d+", re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3})", "", problem))
     return 0.5 if answer in {0, 1, *map(int, numbers)} else 1.0
 
 
 def weigh(sample: Any, weight: str) -> float:
-    """Weigh a sample, running or recorded, by a value of `inference.weight`; 1 where it was not measured."""
+    """Weigh a sample by a value of `inference.weight`; 1 where it was not measured."""
     if weight == "length":  # short ones count more (shortest majority vote, arXiv 2502.12215)
         return 1 / math.log(sample.tokens + math.e)
     if weight == "ties":  # the entropy in nats tells equal votes apart and changes nothing else
@@ -239,12 +220,8 @@ def weigh(sample: Any, weight: str) -> float:
 
 
 def mean_one(weights: Sequence[float]) -> float:
-    """Return the factor that makes the mean of some weights 1."""
-    # Confidences are relative: an entropy of 0.7 in every sample would otherwise make half a vote of each.
+    """Return the factor that makes the mean of some weights 1: confidences are relative."""
     return len(weights) / sum(weights) if weights else 1.0
-
-
-# When a sample is over
 
 
 class AnswerWatch:
@@ -271,7 +248,7 @@ class AnswerWatch:
         self.unread: set[int] = set()  # places up to which no answer can be read
 
     def find(self, turn: str) -> tuple[int, Any] | None:
-        """Return where the message has given its final answer, in characters, and the answer; or None.
+        """Return how many characters lead to the final answer, and the answer; None while there is none.
 
         `turn` is what follows `before`, longer at each call.
         """
@@ -302,7 +279,11 @@ class AnswerWatch:
             if closed:
                 close, self.begin = min(closed)
                 self.settled, self.box, self.unread = self.begin, 0, set()
-                if (answer := self.read(conclusion(since(0)[:close]))) is not None:
+                paragraph = since(0)[:close].rstrip()[-CONCLUSION:].rsplit("\n\n", 1)[-1]
+                box = paragraph.rfind(r"\boxed{")
+                rest = paragraph[answers.closing_brace(paragraph, box + 7) :] if box >= 0 else ""
+                # Words after its box may withdraw it.
+                if not re.search(r"\w", rest) and (answer := self.read(paragraph)) is not None:
                     return self.begin, answer
         start, box, is_settled = self.settled, self.box, True
         new = since(start)
@@ -321,23 +302,8 @@ class AnswerWatch:
         return None
 
 
-def final_answer(
-    text: str, read: Callable[[str], Any], tags: Tags = answers.DEFAULT_TAGS, thinking: bool = False
-) -> tuple[int, Any] | None:
-    """Return where a text has given its final answer, in characters, and the answer; or None."""
-    return AnswerWatch(read, tags, thinking).find(text)
-
-
-def conclusion(thought: str) -> str:
-    """Return the last paragraph of a thought; empty when words follow its box: they may withdraw it."""
-    paragraph = thought.rstrip()[-CONCLUSION:].rsplit("\n\n", 1)[-1]
-    box = paragraph.rfind(r"\boxed{")
-    withdrawn = box >= 0 and re.search(r"\w", paragraph[answers.closing_brace(paragraph, box + 7) :])
-    return "" if withdrawn else paragraph
-
-
 def is_repeating(text: str) -> bool:
-    """Return whether a text has degenerated into a loop: its last block occurs several times."""
+    """Return whether the last block of a text occurs several times: it has degenerated into a loop."""
     return len(text) > BLOCK and text[-WINDOW:].count(text[-BLOCK:]) >= REPEATS
 
 
@@ -347,12 +313,3 @@ def is_counting(text: str) -> bool:
         return False
     alike = re.sub(r"\d+", "0", text[-WINDOW:]).encode(errors="replace")
     return len(zlib.compress(alike, 1)) < COUNTING * WINDOW
-
-
-def forced_ending(text: str, tags: Tags = answers.DEFAULT_TAGS, thinking: bool = False) -> str:
-    """Return what makes a message give its answer in a few more tokens (budget forcing, arXiv 2501.19393)."""
-    opened = thinking or tags.think_start in text
-    closing = tags.think_end if opened and tags.think_end not in text else ""
-    if tags.answer_start.startswith("<"):  # a tag follows the thought at once, as in training
-        return closing + tags.answer_start
-    return (f"\n{closing}\n" if closing else "") + f"\nThe final answer is {tags.answer_start}"
