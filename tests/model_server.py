@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -46,68 +47,50 @@ def on_loopback(handler: type[Handler]) -> Iterator[str]:
     http.server_close()
 
 
-class Stand:
-    """A model server that answers by `behave(body, n)` of the n-th completion, and keeps what it is asked.
-
-    An answer is a dict, which becomes JSON, a text, (text, status, headers), the pieces of a stream, or None:
-    the connection is cut.
-    """
-
-    def __init__(self, behave: Callable[[dict, int], Any], model: str | None, max_length: int, delay: float):
-        self.behave, self.model, self.max_length, self.delay = behave, model, max_length, delay
-        self.bodies: list[dict] = []
-        self.paths: list[str] = []
-        self.keys: list[str | None] = []  # of every request
-        self.times: list[float] = []
-        self.url, self.in_flight, self.most = "", 0, 0
-
-    @property
-    def address(self) -> str:
-        return self.url.removeprefix("http://")
-
-    def handler(self) -> type[Handler]:
-        stand, lock = self, threading.Lock()
-
-        class Model(Handler):
-            def do_GET(self):
-                stand.keys.append(self.headers["Authorization"])
-                served = {"id": stand.model, "max_model_len": stand.max_length}
-                self.reply(json.dumps({"data": [served] if stand.model else []}))
-
-            def do_POST(self):
-                body = self.asked()
-                with lock:
-                    n = len(stand.bodies)
-                    stand.bodies.append(body)
-                    stand.paths.append(self.path)
-                    stand.keys.append(self.headers["Authorization"])
-                    stand.times.append(time.monotonic())
-                    stand.in_flight += 1
-                    stand.most = max(stand.most, stand.in_flight)
-                time.sleep(stand.delay)
-                answer = stand.behave(body, n)
-                with lock:
-                    stand.in_flight -= 1
-                if isinstance(answer, Iterator):
-                    self.send_response(200)
-                    self.send_header("Content-Type", "text/event-stream")
-                    self.end_headers()
-                    for piece in answer:
-                        self.wfile.write(piece.encode())
-                elif answer is not None:
-                    answer = json.dumps(answer) if isinstance(answer, dict) else answer
-                    self.reply(*((answer,) if isinstance(answer, str) else answer))
-
-        return Model
-
-
 @contextmanager
 def standing(
     behave: Callable[[dict, int], Any], model: str | None = "m", max_length: int = 1024, delay: float = 0.0
-) -> Iterator[Stand]:
-    """A `Stand` at its address."""
-    stand = Stand(behave, model, max_length, delay)
-    with on_loopback(stand.handler()) as stand.url:
+) -> Iterator[SimpleNamespace]:
+    """A model server that answers by `behave(body, n)` of the n-th completion, and keeps what it is asked.
+
+    An answer is a dict, which becomes JSON, a text, (text, status, headers), the pieces of a stream, or None:
+    the connection is cut. `keys` has those of every request.
+    """
+    stand, lock = SimpleNamespace(behave=behave, model=model, in_flight=0, most=0), threading.Lock()
+    stand.bodies, stand.paths, stand.keys, stand.times = [], [], [], []
+
+    class Model(Handler):
+        def do_GET(self):
+            stand.keys.append(self.headers["Authorization"])
+            served = {"id": stand.model, "max_model_len": max_length}
+            self.reply(json.dumps({"data": [served] if stand.model else []}))
+
+        def do_POST(self):
+            body = self.asked()
+            with lock:
+                n = len(stand.bodies)
+                stand.bodies.append(body)
+                stand.paths.append(self.path)
+                stand.keys.append(self.headers["Authorization"])
+                stand.times.append(time.monotonic())
+                stand.in_flight += 1
+                stand.most = max(stand.most, stand.in_flight)
+            time.sleep(delay)
+            answer = stand.behave(body, n)
+            with lock:
+                stand.in_flight -= 1
+            if isinstance(answer, Iterator):
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.end_headers()
+                for piece in answer:
+                    self.wfile.write(piece.encode())
+            elif answer is not None:
+                answer = json.dumps(answer) if isinstance(answer, dict) else answer
+                self.reply(*((answer,) if isinstance(answer, str) else answer))
+
+    with on_loopback(Model) as stand.url:
+        stand.address = stand.url.removeprefix("http://")
         yield stand
 
 

@@ -112,36 +112,28 @@ H100 = 85_000_000_000
 QWEN3 = {"model_type": "qwen3", "hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32}
 
 
-@pytest.fixture
-def gpt_oss(public):
-    """Plan gpt-oss-120b on GPUs."""
-
-    def plan(memory=(H100,), weights=65_000_000_000, **vllm):
-        settings = Settings(gpu_memory=0.96, max_length=65536, max_tokens=65536, vllm=vllm)
-        return make_plan(public.CONFIGS["openai/gpt-oss-120b"], weights, memory, settings)
-
-    return plan
+def plan(memory=(H100,), weights=65_000_000_000, change=None, **settings):
+    return make_plan(QWEN3 | (change or {}), weights, memory, Settings(gpu_memory=0.96, **settings))
 
 
 def test_short_answers_have_more_streams_and_programs_count_to_the_context():
-    def streams(tokens, tools):
-        return make_plan(QWEN3, 1, [H100], Settings(max_tokens=tokens, tools=tools)).streams
+    short, long = plan(weights=1, max_tokens=256), plan(weights=1, max_tokens=10**6)
+    assert short.streams > 40 * long.streams
+    assert plan(weights=1, max_tokens=256, tools=0.5).streams == long.streams
 
-    assert streams(256, 0.0) > 40 * streams(10**6, 0.0) and streams(256, 0.5) == streams(10**6, 0.0)
 
-
-def test_a_plan_shares_the_weights_among_gpus_and_replicas_have_caches_of_their_own(gpt_oss):
-    one, four = gpt_oss(), gpt_oss([H100] * 4, tensor_parallel_size=4)
+def test_a_plan_shares_the_weights_among_gpus_and_replicas_have_caches_of_their_own():
+    one, four = plan(), plan([H100] * 4, vllm={"tensor_parallel_size": 4})
     assert four.weights == one.weights // 4 and four.kv_tokens > 8 * one.kv_tokens
-    eight = gpt_oss([H100] * 8, tensor_parallel_size=4, data_parallel_size=2)
+    eight = plan([H100] * 8, vllm={"tensor_parallel_size": 4, "data_parallel_size": 2})
     assert eight.kv_tokens == 2 * four.kv_tokens
     with pytest.raises(AimoError, match="need 4 GPUs and there are 2"):
-        gpt_oss([H100] * 2, tensor_parallel_size=4)
+        plan([H100] * 2, vllm={"tensor_parallel_size": 4})
 
 
-def test_a_plan_shortens_the_context_to_what_fits_and_says_when_nothing_does(gpt_oss):
-    short, nothing = gpt_oss(weights=73_000_000_000), gpt_oss([16 << 30])
-    assert 0 < short.context < 65536 and short.streams >= 1
+def test_a_plan_shortens_the_context_to_what_fits_and_says_when_nothing_does():
+    short, nothing = plan(weights=75_000_000_000), plan([16 << 30])
+    assert 0 < short.context < plan().context and short.streams >= 1
     assert nothing.context == nothing.streams == 0 and "quantised" in str(nothing)
 
 
@@ -157,7 +149,7 @@ def test_a_plan_shortens_the_context_to_what_fits_and_says_when_nothing_does(gpt
 )
 def test_other_kinds_of_attention_and_a_text_for_a_number_are_refused(change, told):
     with pytest.raises(AimoError, match=told):
-        make_plan(QWEN3 | change, 1, [H100], Settings())
+        plan(change=change)
 
 
 # GPUs, GiB of each, and the strategy, as the profiles and docs/recipes.md say.
@@ -252,7 +244,9 @@ def test_a_model_with_random_awq_weights_generates(random_model):
 
 
 @pytest.mark.engine
-def test_a_random_gpt_oss_is_planned_and_asked_and_vllm_reads_its_mxfp4(random_model, shared, monkeypatch):
+def test_a_random_gpt_oss_is_checked_planned_and_asked_and_vllm_reads_its_mxfp4(
+    random_model, shared, monkeypatch
+):
     """A CPU has no kernel for MXFP4 experts, and vLLM says so once it has read the configuration."""
     from aimo.inference.engine import Engine
     from aimo.inference.harmony import load_harmony

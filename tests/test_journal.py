@@ -32,18 +32,14 @@ def test_a_journal_says_whose_it_is_and_keeps_every_value_of_a_sample(tmp_path):
     assert (answer.key, answer.value) == (sample.key, 2)
 
 
-def test_a_second_start_goes_on_without_a_second_header(tmp_path):
-    kept(tmp_path / "j", SAMPLE)
-    assert ["journal" in line for line in kept(tmp_path / "j", 2)] == [True, False, False]
+def test_a_second_start_goes_on_without_a_second_header_and_may_sample_again_what_was_stopped(tmp_path):
+    kept(tmp_path / "j", SAMPLE, STOPPED)
+    lines = kept(tmp_path / "j", 2)
+    assert ["journal" in line for line in lines] == [True, False, False, False]
+    assert parse_line(lines[2]).value == STOPPED, "for the replay"
     solution = Journal(tmp_path / "j", "m", "aimo3").recall("q", "1 + 1?")
     assert (solution.answer, solution.samples, solution.stop) == (2, [SAMPLE], Stop.KNOWN)
     assert Journal(tmp_path / "j", "m", "aimo3").recall("q", "1 + 2?").stop is None
-
-
-def test_a_stopped_sample_is_kept_for_the_replay_and_may_be_sampled_again(tmp_path):
-    lines = kept(tmp_path / "j", SAMPLE, STOPPED)
-    assert parse_line(lines[-1]).value == STOPPED
-    assert Journal(tmp_path / "j", "m", "aimo3").recall("q", "1 + 1?").samples == [SAMPLE]
 
 
 @pytest.mark.parametrize("other", [{"model": "another"}, {"settings": {"temperature": 0.5}}])
@@ -68,18 +64,9 @@ def test_a_broken_line_is_left_out_of_a_kernels_journal_and_named_to_a_user(tmp_
         Journal(path, "m", "aimo3", other="--out")
 
 
-def users(path, seed=0, weights="w", **settings):
+def users(path, seed=0, weights="w", model="m", **settings):
     """A user's journal: of a model known by its content, with all settings."""
-    return Journal(path, "m", "aimo3", asdict(replace(Settings(), **settings)), weights, seed, "--out")
-
-
-def test_a_user_goes_on_with_samples_that_were_asked_alike_wherever_the_model_is(tmp_path):
-    first = users(tmp_path / "j")
-    first.add("q", "1 + 1?", SAMPLE)
-    first.close()
-    settings = asdict(replace(Settings(), gpu_memory=0.5, confidence=True, vllm={"max_num_seqs": 8}))
-    again = Journal(tmp_path / "j", "elsewhere", "aimo3", settings, "w", 0, "--out")
-    assert again.recall("q", "1 + 1?").samples == [SAMPLE]
+    return Journal(path, model, "aimo3", asdict(replace(Settings(), **settings)), weights, seed, "--out")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +78,7 @@ def test_a_user_goes_on_with_samples_that_were_asked_alike_wherever_the_model_is
         ({"vllm": {"quantization": "fp8"}}, "vllm.quantization was None and is now 'fp8'"),
     ],
 )
-def test_a_user_is_told_what_differs_and_nothing_is_lost(tmp_path, other, told):
+def test_a_user_goes_on_with_samples_that_were_asked_alike_and_is_told_what_differs(tmp_path, other, told):
     first = users(tmp_path / "j")
     first.add("q", "1 + 1?", SAMPLE)
     first.close()
@@ -99,7 +86,10 @@ def test_a_user_is_told_what_differs_and_nothing_is_lost(tmp_path, other, told):
     with pytest.raises(AimoError, match=rf"{told}; take another --out"):
         users(tmp_path / "j", **other)
     assert (tmp_path / "j").read_bytes() == before
-    users(tmp_path / "j").close()
+    alike = {"gpu_memory": 0.5, "confidence": True, "vllm": {"max_num_seqs": 8}}
+    again = users(tmp_path / "j", model="elsewhere", **alike)
+    assert again.recall("q", "1 + 1?").samples == [SAMPLE]
+    again.close()
 
 
 def test_a_kernels_journal_that_cannot_be_written_is_told_and_raises_nothing(tmp_path, capsys):

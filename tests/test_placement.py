@@ -204,16 +204,14 @@ def test_a_probe_leaves_checkpointing_on_and_answers_no_more_tokens_at_once_than
 @pytest.mark.parametrize(
     "overrides, told",
     [
-        (["model.load_in_4bit=true", "grpo.generation=vllm"], "set model.load_in_4bit to false"),
         (["model.load_in_4bit=true", "grpo.generation=vllm_server"], "set model.load_in_4bit to false"),
         (["model.backend=unsloth", "model.lora=null", "grpo.generation=vllm"], "set model.backend to"),
         (["model.load_in_4bit=true", "model.lora=null"], "four-bit weights are frozen; set lora"),
     ],
 )
 def test_what_these_versions_cannot_run_is_refused_when_the_profile_is_read(overrides, told):
-    with pytest.raises(AimoError) as e:
+    with pytest.raises(AimoError, match=told):
         profile(*overrides)
-    assert told in str(e.value)
 
 
 @pytest.mark.parametrize("is_smallest", [False, True])
@@ -260,29 +258,9 @@ def test_advice_in_a_launched_process_keeps_its_command(monkeypatch, tmp_path):
     assert "`aimo launch` again with `--set sft.batch_size=" in told and "4bit" not in told
 
 
-@pytest.fixture
-def train_grpo(monkeypatch, tmp_path):
-    """GRPO of a model on a device, with `make` in place of TRL's trainer; nothing trains."""
+def test_a_second_training_lets_go_of_the_first_ones_vllm_before_it_starts_another(monkeypatch, tmp_path):
     from aimo.train import grpo, trainers
 
-    def train(model, device, make, use_vllm=False):
-        args = SimpleNamespace(device=SimpleNamespace(type=device), use_vllm=use_vllm)
-        monkeypatch.setattr(trainers, "make_trainer", make)
-        monkeypatch.setattr(grpo, "fit", lambda *_: None)
-        monkeypatch.setattr(grpo.arguments, "stage_arguments", lambda *_: args)
-        grpo.train_grpo(model, None, [{"prompt": "1?"}], runs.Run(profile(), tmp_path, "grpo", 0.0))
-
-    return train
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_model_that_waits_on_the_cpu_for_its_gpus_takes_no_shortcut_of_the_cpu(train_grpo, device):
-    model = SimpleNamespace(generate=print)
-    train_grpo(model, device, lambda *_, **__: SimpleNamespace(add_callback=lambda _: None))
-    assert (model.generate is not print) == (device == "cpu")
-
-
-def test_a_second_training_lets_go_of_the_first_ones_vllm_before_it_starts_another(train_grpo):
     model, engines = SimpleNamespace(generate=print), []
 
     def make(*_, **given):
@@ -290,9 +268,13 @@ def test_a_second_training_lets_go_of_the_first_ones_vllm_before_it_starts_anoth
         engines.append(SimpleNamespace(answer=lambda *_: engines))
         return SimpleNamespace(add_callback=lambda _: None, vllm_generation=engines[-1])
 
+    args = SimpleNamespace(device=SimpleNamespace(type="cuda"), use_vllm=True)
+    monkeypatch.setattr(trainers, "make_trainer", make)
+    monkeypatch.setattr(grpo, "fit", lambda *_: None)
+    monkeypatch.setattr(grpo.arguments, "stage_arguments", lambda *_: args)
     for _ in range(2):
-        train_grpo(model, "cuda", make, use_vllm=True)
-        assert model.answer is engines[-1].answer
+        grpo.train_grpo(model, None, [{"prompt": "1?"}], runs.Run(profile(), tmp_path, "grpo", 0.0))
+        assert model.answer is engines[-1].answer and model.generate is print, "no shortcut of the CPU"
 
 
 @pytest.fixture
@@ -325,41 +307,19 @@ def test_a_gpu_that_was_hidden_is_left_out(old_driver):
     assert not machine.computes_on_gpu()
 
 
-def accepted(name, stage, strategy, devices):
-    """A profile as `aimo launch` accepts it, after what its refusals advise (`test_launch` has each)."""
-    from aimo.train.launch import Job, check_job
-
-    overrides = ["sft.use_liger_kernel=false"] if config.load(name).sft else []
-    for _ in range(4):
-        p = config.load(name, overrides)
-        try:
-            check_job(Job(stage, name, None, overrides, strategy, devices), p)
-            return p
-        except AimoError as e:
-            told = str(e)
-            overrides += re.findall(r"set ([\w.]+=\w+)", told)
-            overrides += ["=".join(found) for found in re.findall(r"make (\S+) a multiple of (\d+)", told)]
-    raise AssertionError(told)
-
-
-@pytest.mark.parametrize("gpus", [1, 8], indirect=True)
 @pytest.mark.parametrize("strategy", LAUNCHED)
 @pytest.mark.parametrize("name", TRAINED)
-def test_every_profile_reaches_its_model_as_it_says_or_after_the_advised_changes(
-    gpus, loaded, monkeypatch, name, strategy
-):
+def test_every_profile_reaches_its_model_as_it_says(gpus, loaded, monkeypatch, name, strategy):
     import torch
 
-    from aimo.train import arguments, models
+    from aimo.train import models
 
-    for stage in config.load(name).trained:
-        p, shards = accepted(name, stage, strategy, gpus), strategy in ("fsdp", "zero3")
-        if stage == "grpo":
-            each = arguments.completions_per_pass(p.grpo, gpus)
-            step = p.grpo.prompts_per_step * p.grpo.num_generations
-            assert each * gpus * p.grpo.gradient_accumulation_steps == step
+    p = config.load(name)
+    if p.model.backend == "unsloth" and strategy != "ddp":
+        return  # `aimo launch` refuses it
+    for stage in p.trained:
         samples = stage == "grpo" and p.grpo.generation == "vllm"
-        launched(monkeypatch, strategy, gpus - 1, gpus)
+        launched(monkeypatch, strategy, rank=3)
         models.load_model(TINY, p, with_vllm=samples)
         kept = "bfloat16" if p.model.dtype == "auto" else p.model.dtype
         if p.model.backend == "transformers":
@@ -369,7 +329,7 @@ def test_every_profile_reaches_its_model_as_it_says_or_after_the_advised_changes
             assert bool(four_bits) == p.model.load_in_4bit
             assert not four_bits or four_bits.bnb_4bit_compute_dtype == getattr(torch, kept)
             assert told["attn_implementation"] == p.model.attention
-            assert told["device_map"] == (None if shards else {"": gpus - 1})
+            assert told["device_map"] == (None if strategy in ("fsdp", "zero3") else {"": 3})
         else:
             told = loaded.unsloth
             assert told["fast_inference"] == samples and told["load_in_4bit"] == p.model.load_in_4bit

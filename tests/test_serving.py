@@ -7,12 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 
 import psutil
 import pytest
-from conftest import AIMO, TINY, aimo, left_of, refused, wait_for
+from conftest import AIMO, TINY, aimo, left_of, wait_for
 from model_server import standing
 from test_opd import train_student
 
@@ -32,10 +31,6 @@ def test_the_settings_of_a_profile_are_options_of_vllm():
     wanted = "--data-parallel-size=2 --reasoning-parser=deepseek_r1 --gpu-memory-utilization=0.5 --seed=7 "
     wanted += "--host=0.0.0.0 --port=8001 --enforce-eager --served-model-name=tiny-base"
     assert set(wanted.split()) <= set(command) and f"--model={TINY}" in command
-
-
-def test_a_folder_as_a_log_is_one_line(tmp_path):
-    refused("serve", TINY, "--log", tmp_path, told=[f"--log {tmp_path} is a folder; name a file in it"])
 
 
 def test_a_model_folder_cannot_set_what_could_run_its_code_and_the_user_can(tmp_path):
@@ -180,15 +175,6 @@ def test_the_solver_votes_with_a_server_as_with_the_engine(served):
         s = solve_problem(server, EASY, num_samples=16, kind=Integer(0, 99999))
         assert s.votes and s.answer == max(s.votes, key=lambda a: (s.votes[a], -a)) and not s.note
         assert all(0 < c.tokens <= server.settings.max_tokens for c in s.ended)
-
-
-@pytest.mark.engine
-def test_top_k_stop_texts_and_token_ids_work_as_in_the_engine(served):
-    settings = replace(resolve_settings(TINY), top_k=1, stop=["<SOLUTION>"], max_tokens=60)
-    with Server([served[0]], TINY, settings) as server:
-        one, other = (server.run(server.sample(server.encode(EASY), seed, settings)) for seed in (1, 2))
-        assert server.tokenizer.decode(one.token_ids) == one.text == other.text
-    assert one.finished and one.text.endswith("<end_working_out><SOLUTION>")
 
 
 def test_a_server_that_is_not_there_or_has_no_model_is_named():

@@ -256,7 +256,7 @@ def check_installed(settings: Settings) -> None:
 
 
 def start_engine(model: str, settings: Settings, seed: int, adapter: str | None) -> Engine:
-    """Start the engine. Print what should fit into the GPUs before, and how long each step took."""
+    """Start the engine; print before what should fit into the GPUs, and how long each step took."""
     check_model_folder(model)
     check_installed(settings)
     set_environment()
@@ -282,12 +282,11 @@ def answer_table(
     started: float | None = None,
     keep: Callable[[dict[str, Value]], None] = lambda answers: None,
 ) -> list[tuple[dict[str, Value], dict[str, Solution]]]:
-    """Answer a table through `ask_each`, in as many passes as its answers are scored by.
+    """Answer a table through `ask_each`; return the answers and the solutions of each pass, by id.
 
-    A table without answers is asked once. Passes share `limit_s` seconds from `started` on (None: from now).
-    Each has a seed and a journal that the others do not (`open_journal` takes its number, from 1). `keep`
-    gets the answers of the first pass, before its first question and after each. Returns the answers and the
-    solutions of each pass, by id.
+    A table with answers is asked in as many passes as they are scored by. Passes share `limit_s` seconds from
+    `started` on (None: from now); each has a seed and a journal of its own (`open_journal` takes its number,
+    from 1). `keep` gets the answers of the first pass, before its first question and after each.
     """
     started = time.monotonic() if started is None else started
     count = rules.passes if "answer" in table.columns else 1

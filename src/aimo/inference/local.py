@@ -30,7 +30,7 @@ def read_questions(
     """Return a test file's competition, and its table of texts: `id`, the problem column, perhaps `answer`.
 
     Options stand below their problem. Without a `competition`, the problem column decides: `question` is
-    aimo2, `problem` is aimo3. Raises AimoError naming the fault.
+    aimo2, `problem` is aimo3. AimoError names the fault.
     """
     if competition is not None:
         find_competition(competition, asks=True)
@@ -52,12 +52,12 @@ def answer_file(
 ) -> dict[str, Solution]:
     """Answer a test file through `ask_each`; write the answers to `out`, a .csv or .parquet file.
 
-    Rows are in the file's order; beside them are the settings and every sample (`out` with the suffix
-    .settings.json, and `journal_beside`). Started again, it continues from them; with `other`, the option
-    that names another `out`, AimoError when they are another model's, or have other settings.
-    `heard` is told of a question whenever one of its samples has ended. A failed engine is replaced. Returns
-    the solutions by id. When it is interrupted (`again` says what continues), the disk is full, or no engine
-    can be started any more, the answers so far are written and AimoError or EngineError says so.
+    Rows are in the file's order; beside them are the settings (.settings.json) and every sample
+    (`journal_beside`). Started again, it continues from them; with `other`, the option that names another
+    `out`, AimoError when they are another model's, or have other settings. `heard` is told of a question
+    whenever one of its samples has ended. A failed engine is replaced. Returns the solutions by id. When it
+    is interrupted (`again` says what continues), the disk is full, or no engine can be started any more, the
+    answers so far are written and AimoError or EngineError says so.
     """
     competition, table = read_questions(test_file, competition)
     settings = asdict(sampler.settings) | {"context": sampler.max_length}

@@ -1,8 +1,4 @@
-"""Collect the wheels of a lock file for a machine like this one that has no internet.
-
-`collect` leaves a folder `wheels`, the manifest `wheels.json`, which `startup.install_wheels` reads, and
-Harmony's vocabulary.
-"""
+"""Collect the wheels of a lock file for a machine like this one that has no internet."""
 
 import email.parser
 import hashlib
@@ -35,7 +31,7 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
     TIKTOKEN_ENCODINGS_BASE names, else as tiktoken downloads it. AimoError for what cannot be collected or
     installed.
     """
-    lock, out = Path(requirements), Path(out)
+    lock, out, version = Path(requirements), Path(out), platform.python_version()
     if not lock.is_file():
         raise AimoError(f"requirements {lock}: no such file; give a lock file such as requirements.txt")
     folder = out / "wheels"
@@ -44,23 +40,16 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
         run_pip(["wheel", "--no-deps", "-r", str(lock), "-w", str(folder)], f"requirements {lock}")
     with step("manifest"):
         wheels = [describe_wheel(path) for path in sorted(folder.glob("*.whl"))]
-        manifest = {
-            "python": platform.python_version(),
-            "platform": f"{sys.platform}-{platform.machine()}",
-            "requirements_sha256": sha256(lock),
-            "wheels": wheels,
-        }
+        here = {"python": version, "platform": f"{sys.platform}-{platform.machine()}"}
+        manifest = here | {"requirements_sha256": sha256(lock), "wheels": wheels}
         write_json(out / MANIFEST, manifest)
     with tempfile.TemporaryDirectory(prefix="aimo-wheels-") as made:
         with step("install into a fresh environment, without an index"):
-            hashed = Path(made) / "wheels.txt"
-            hashed.write_text(
-                "".join(f"{one['name']}=={one['version']} --hash=sha256:{one['sha256']}\n" for one in wheels)
-            )
+            lines = [f"{one['name']}=={one['version']} --hash=sha256:{one['sha256']}\n" for one in wheels]
+            hashed, python = Path(made, "wheels.txt"), Path(made, "fresh", "bin", "python")
+            hashed.write_text("".join(lines))
             # Not every Python has ensurepip: this Python's pip installs for the other.
-            fresh = Path(made) / "fresh"
-            subprocess.run([sys.executable, "-m", "venv", "--without-pip", fresh], check=True)
-            python = fresh / "bin" / "python"
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", f"{made}/fresh"], check=True)
             alone = ["--no-index", "--no-deps", "--no-cache-dir", "--no-compile", "--require-hashes"]
             arguments = ["--isolated", "--python", str(python), "install", *alone]
             run_pip([*arguments, "--find-links", str(folder), "-r", str(hashed)], f"wheels in {folder}")
@@ -68,8 +57,7 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
             with step("vocabulary"):
                 add_vocabulary(out, python)
     size = sum(wheel["bytes"] for wheel in wheels) / 1e9
-    of = f"{len(wheels)} wheels, {size:.3g} GB, for Python {platform.python_version()}"
-    print(f"{of}: {out / MANIFEST}")
+    print(f"{len(wheels)} wheels, {size:.3g} GB, for Python {version}: {out / MANIFEST}")
     return manifest
 
 
@@ -127,26 +115,19 @@ def sha256(path: Path) -> str:
 
 
 def add_vocabulary(out: Path, python: Path) -> None:
-    """Add Harmony's vocabulary to `out` and load it with another Python, which compares its hash.
-
-    AimoError when it cannot be had.
-    """
-
-    def run_code(code: str, **environment: str) -> None:
-        env = os.environ | environment
-        subprocess.run([python, "-c", code], env=env, capture_output=True, text=True, check=True)
-
+    """Add Harmony's vocabulary to `out`. Another Python loads it there, which compares its hash."""
     given = os.environ.get("TIKTOKEN_ENCODINGS_BASE")
+    fetch = "import tiktoken; tiktoken.get_encoding('o200k_base')"
+    load = "import openai_harmony as o; o.load_harmony_encoding(o.HarmonyEncodingName.HARMONY_GPT_OSS)"
+    how: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
     with tempfile.TemporaryDirectory() as cache:
         try:
             if not given:
-                run_code("import tiktoken; tiktoken.get_encoding('o200k_base')", TIKTOKEN_CACHE_DIR=cache)
+                subprocess.run([python, "-c", fetch], env=os.environ | {"TIKTOKEN_CACHE_DIR": cache}, **how)
             file = Path(given, VOCABULARY) if given else next(Path(cache).iterdir())
             shutil.copyfile(file, out / VOCABULARY)
-            load = (
-                "import openai_harmony as o; o.load_harmony_encoding(o.HarmonyEncodingName.HARMONY_GPT_OSS)"
-            )
-            run_code(load, TIKTOKEN_ENCODINGS_BASE=str(out.absolute()))
+            here = {"TIKTOKEN_ENCODINGS_BASE": str(out.absolute())}
+            subprocess.run([python, "-c", load], env=os.environ | here, **how)
         except (OSError, subprocess.CalledProcessError) as e:
             last = (getattr(e, "stderr", None) or str(e)).strip().splitlines()[-1]
             raise AimoError(
