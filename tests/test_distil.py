@@ -35,7 +35,7 @@ def problems_file(path, rows):
 
 @pytest.fixture
 def problems(tmp_path, monkeypatch):
-    monkeypatch.setattr(distil, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(distil, "REST_S", 0.05)
     rows = [{"problem": f"What is {i} + 1?", "answer": i + 1} for i in range(6)]
     return problems_file(tmp_path / "problems.jsonl", rows)
 
@@ -262,7 +262,7 @@ def test_the_file_is_pushed_with_a_card(problems, hub):
     assert distil.push_samples(out, "me/traces", Distil(str(problems)), tally) == "hub/me/traces"
     assert hub["repo"] == ("me/traces", "dataset", True) and hub["train.jsonl"] == out.read_bytes()
     card = hub["README.md"].decode()
-    assert "data_files: train.jsonl" in card and "Completions of teacher" in card and "12 of 12" in card
+    assert "Completions of teacher" in card and "12 of 12" in card
 
 
 # ---- rejection: which completions are kept

@@ -183,7 +183,7 @@ def distilled(profile: config.Profile, folder: Path) -> Any:
     class Teacher(distil.Servers):
         def __init__(self, urls, model, *limits):
             given.append((urls, model, *limits))
-            self.loads, self.model = [], model or "teacher"
+            self.servers, self.model = [], model or "teacher"
 
         async def ask(self, body):
             asked.append(json.dumps(body))

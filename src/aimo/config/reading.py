@@ -121,8 +121,7 @@ def suggest(key: str) -> str:
     """Return the end of the error for an unknown dotted key: what it is called here, or what it may mean."""
     known = list(keys())
     section, _, name = key.rpartition(".")
-    if key in ALIASES["keys"]:
-        name = key
+    name = key if key in ALIASES["keys"] else name
     if name in ALIASES["instead"]:
         return f", use {ALIASES['instead'][name]} instead"
     if name in ALIASES["needless"]:
@@ -169,12 +168,11 @@ def meanings(section: type) -> dict[str, str]:
 class Dumper(yaml.SafeDumper):
     """YAML in which a text of several lines stands as it is."""
 
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
-def dump_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
-
-Dumper.add_representer(str, dump_text)
+Dumper.add_representer(str, Dumper.represent_str)
 
 
 def dump(profile: Profile) -> str:
@@ -184,10 +182,7 @@ def dump(profile: Profile) -> str:
 
 def changed(section: Any) -> dict[str, Any]:
     """Return the keys of a section that are not at their defaults."""
-    values: dict[str, Any] = TypeAdapter(type(section)).dump_python(
-        section, mode="json", exclude_defaults=True
-    )
-    return values
+    return TypeAdapter(type(section)).dump_python(section, mode="json", exclude_defaults=True)  # type: ignore[no-any-return]
 
 
 def describe(profile: Profile, stage: str) -> str:
@@ -221,10 +216,9 @@ def lasting_changes(old: Profile, new: Profile, redo: str | None = None) -> dict
     may_change = ANY_TIME + [part for stage in later for part in (stage, f"{stage}.*")]
     may_change += FROM_A_STAGE_ON if redo else []
     for stage in ("sft", "dpo", "opd"):  # another batch size is no change where the rows of a step stay
-        a, b = getattr(old, stage), getattr(new, stage)
-        steps = {x.batch_size * x.gradient_accumulation_steps for x in (a, b) if x}
-        if a and b and len(steps) == 1:
+        both = [section for profile in (old, new) if (section := getattr(profile, stage))]
+        steps = {section.batch_size * section.gradient_accumulation_steps for section in both}
+        if len(both) == 2 and len(steps) == 1:
             may_change += [f"{stage}.batch_size", f"{stage}.gradient_accumulation_steps"]
-    changed = differing_keys(old, new).items()
-    lasting = (item for item in changed if not any(fnmatch.fnmatchcase(item[0], one) for one in may_change))
-    return dict(lasting)
+    pattern = re.compile("|".join(map(fnmatch.translate, may_change)))
+    return {key: both for key, both in differing_keys(old, new).items() if not pattern.match(key)}

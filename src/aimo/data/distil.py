@@ -39,7 +39,7 @@ from aimo.run.runs import Run, again
 
 FAILURES = 100  # failed samples in a row that end the run
 REPORT_S = 0.5
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 60.0
+REST_S = 2.0  # how long a server that fails is left alone, unless its Retry-After says another time
 BUSY = (429, 503)
 WRONG = (401, 402, 403, 404)  # every other request would get them too: the key, the money, the address
 SAMPLING = ("temperature", "top_p", "max_tokens")
@@ -50,44 +50,40 @@ SAMPLED_BY = ("model", "system", "prompt_template", *SAMPLING)  # the keys that 
 
 
 class SampleError(Exception):
-    """A request without a completion. `busy` is not the sample's fault; `rest` says that the server tires."""
+    """A request without a completion, which is not its own fault where the server is `busy`."""
 
-    def __init__(
-        self, fault: str, busy: bool = False, rest: bool = False, again: bool = True, wait: float = 0
-    ):
+    def __init__(self, fault: str, busy: bool = False, again: bool = True, rest_s: float = 0.0):
         super().__init__(fault)
-        self.busy, self.rest, self.again, self.wait = busy, rest or busy, again, wait
+        self.busy, self.again, self.rest_s = busy, again, rest_s
 
 
 @dataclass
-class ServerLoad:
-    """One server, and how much it can take."""
+class TeacherServer:
+    """One server of the model."""
 
     client: AsyncOpenAI
     limit: float  # requests at a time
     in_flight: int = 0
-    pause: float = 0.0  # how long it last rested, in seconds
     resumes: float = 0.0  # when it is asked again
 
 
 class Servers:
-    """Servers of one model. Which of them answers a request depends on timing.
+    """Servers of one model. A request goes to the one with the fewest in flight, unless it rests.
 
-    A server that answers 429 or 503, fails or cannot be reached rests, for as long as its Retry-After says,
-    else twice as long each time. It then gets a third fewer requests at a time, and one more for every round
-    of answers (additive increase, multiplicative decrease, as in TCP).
+    One that had to rest gets a third fewer requests at a time, and one more for every round of answers
+    (additive increase, multiplicative decrease, as in TCP).
     """
 
     def __init__(self, urls: list[str], model: str | None, max_concurrent: int, timeout: float, retries: int):
-        self.loads = [ServerLoad(open_client(url, 0), max_concurrent) for url in urls]
-        self.model, self.most, self.timeout, self.retries = model, max_concurrent, timeout, retries
+        self.servers = [TeacherServer(open_client(url, 0), max_concurrent) for url in urls]
+        self.model, self.timeout, self.retries = model, timeout, retries
         self.answered = time.monotonic()  # when a server last sent a completion
 
     async def connect(self) -> None:
         """Ask each for its models. AimoError when one does not answer, or has not the one that is wanted."""
-        for load in self.loads:
-            found = [model.id for model in await served_models(load.client)]
-            has = f"server {address(load.client)} has {', '.join(found[:5]) or 'no model'}"
+        for server in self.servers:
+            found = [model.id for model in await served_models(server.client)]
+            has = f"server {address(server.client)} has {', '.join(found[:5]) or 'no model'}"
             if self.model is None and len(found) != 1:
                 raise AimoError(f"{has}; name one with model")
             self.model = self.model or found[0]
@@ -95,8 +91,8 @@ class Servers:
                 raise AimoError(f"{has}, not {self.model!r}; correct model or api_addr")
 
     async def close(self) -> None:
-        for load in self.loads:
-            await load.client.close()
+        for server in self.servers:
+            await server.client.close()
 
     async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the reply to a chat request (`post`). SampleError when none came after all retries.
@@ -107,33 +103,31 @@ class Servers:
         faults = 0
         while True:
             now = time.monotonic()
-            ready = [load for load in self.loads if now >= load.resumes and load.in_flight < load.limit]
-            if not ready:  # look again at different times, so that of many that wait one is always near
+            ready = [one for one in self.servers if now >= one.resumes and one.in_flight < one.limit]
+            if not ready:  # look again at different times, so that not all ask at once
                 await asyncio.sleep(random.uniform(0.05, 0.5))
                 continue
-            load = min(ready, key=lambda load: load.in_flight)
-            load.in_flight += 1
+            server = min(ready, key=lambda server: server.in_flight)
+            server.in_flight += 1
             try:
-                reply = await self.post(load.client, {"model": self.model, **body})
-                load.pause, self.answered = 0.0, time.monotonic()
-                load.limit = min(self.most, load.limit + 1 / load.limit)
+                reply = await self.post(server.client, {"model": self.model, **body})
+                self.answered = time.monotonic()
+                server.limit += 1 / server.limit
                 return reply
             except SampleError as e:
                 now = time.monotonic()
-                if e.rest and now >= load.resumes:  # faults that come during a rest are of the same overload
-                    load.pause = min(LAST_PAUSE_S, 2 * load.pause or FIRST_PAUSE_S)
-                    load.limit = max(1.0, load.limit * 2 / 3)
-                    load.resumes = now + load.pause * random.uniform(0.5, 1)
-                load.resumes = max(load.resumes, now + e.wait)
+                if e.rest_s and now >= server.resumes:  # faults during a rest are of the same overload
+                    server.limit = max(1.0, server.limit * 2 / 3)
+                server.resumes = max(server.resumes, now + e.rest_s)
                 faults += not e.busy
                 if not e.again or faults > self.retries:
                     raise
                 if e.busy and now - self.answered > self.timeout:
                     fault = f"{e}, and no server has answered for {self.timeout:g} s"
                     remedy = "start it, and run the same command again to continue"
-                    raise AimoError(f"server {address(load.client)}: {fault}; {remedy}") from None
+                    raise AimoError(f"server {address(server.client)}: {fault}; {remedy}") from None
             finally:
-                load.in_flight -= 1
+                server.in_flight -= 1
 
     async def post(self, client: AsyncOpenAI, body: dict[str, Any]) -> dict[str, Any]:
         """Return `text`, `thought` (which the server may split off), `finish_reason` and the token counts."""
@@ -145,18 +139,19 @@ class Servers:
             raise SampleError(told) from None
         except APIConnectionError as e:
             if type(e.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):  # of httpx or httpx2
-                raise SampleError(f"cannot be reached ({reason(e)})", busy=True) from None
-            raise SampleError("the reply was cut off", rest=True) from None
+                raise SampleError(f"cannot be reached ({reason(e)})", busy=True, rest_s=REST_S) from None
+            raise SampleError("the reply was cut off", rest_s=REST_S) from None
         except APIStatusError as e:
             status, told = e.status_code, f"HTTP {e.status_code}: {beginning(e.response.text)}"
             if status in BUSY:
                 asked = e.response.headers.get("Retry-After", "")
-                wait = float(asked) if asked.replace(".", "", 1).isdecimal() else 0.0  # a date is left out
-                raise SampleError(f"HTTP {status}", busy=True, wait=wait) from None
+                rest_s = float(asked) if asked.replace(".", "", 1).isdecimal() else REST_S  # or a date
+                raise SampleError(f"HTTP {status}", busy=True, rest_s=rest_s) from None
             if status in WRONG:
                 remedy = "correct api_addr or model, or set OPENAI_API_KEY"
                 raise AimoError(f"server {address(client)} answers {told}; {remedy}") from None
-            raise SampleError(told, rest=status >= 500, again=status >= 500 or status == 408) from None
+            failed = status >= 500
+            raise SampleError(told, again=failed or status == 408, rest_s=REST_S * failed) from None
         try:
             value = json.loads(content)
             choice, usage = value["choices"][0], value.get("usage") or {}
@@ -378,15 +373,13 @@ async def sample_of(
 def push_samples(out: Path, repo: str, wanted: Distil, tally: Tally) -> str:
     """Push the file with a card to a dataset of the hub; return its address."""
     made = read_json(out.with_suffix(".settings.json"), "run `aimo distil` again")
-    configs = {"config_name": "default", "data_files": "train.jsonl"}
-    header = yaml.safe_dump({"configs": [configs], "tags": ["aimo", "distilled"]}, sort_keys=False)
     origins = ", ".join(source.source for source in wanted.mixture or [wanted])
     counts = f"{tally.known + tally.done:,} of {tally.samples:,} samples, {wanted.num_generations} a problem"
     text = (
         f"{counts}; problems from {origins}. Made by `aimo distil`. None is judged: `aimo reject` keeps the "
     )
     text += f"right ones.\n\n```yaml\n{yaml.safe_dump(made, sort_keys=False, allow_unicode=True)}```\n"
-    card = f"---\n{header}---\n\n# Completions of {made['model']}\n\n{text}"
+    card = f"---\ntags: [aimo, distilled]\n---\n\n# Completions of {made['model']}\n\n{text}"
     return hub.push_dataset(repo, {"README.md": card.encode(), "train.jsonl": out})
 
 
