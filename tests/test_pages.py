@@ -98,11 +98,6 @@ def test_the_list_of_runs_begins_with_the_newest_and_has_their_figures(pages):
     assert "grpo 0.500" in text and "better than before" in text and re.search(r"x \d+\.\d %", text)
 
 
-def test_a_folder_elsewhere_is_not_listed(tmp_path, pages):
-    written.write_index(tmp_path / "mine", pages / "other")
-    assert not (tmp_path / "index.html").exists()
-
-
 def test_formulas_are_set_as_mathematics_and_the_rest_is_escaped():
     text = r"Let $x^2 < 4$ and \[ \frac{1}{2} \] cost $5 and $10, <b>now</b>."
     found = page.as_mathematics(text)

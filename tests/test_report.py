@@ -1,16 +1,12 @@
 """The report of each kind of run, from folders as the stages leave them; the notebooks' tables."""
 
-import base64
-import io
 import json
 import re
 
-import numpy as np
 import polars as pl
 import pytest
-from PIL import Image
 
-from aimo.report import pages, plots, tables
+from aimo.report import pages, tables
 
 FIGURES = {"format": 1.0, "pass@1": 0.5, "maj@4": 0.75, "mean_tokens": 20.0}
 LOGS = {
@@ -123,15 +119,6 @@ def test_the_training_text_shows_the_target_of_each_set_that_there_is():
     prompt = "&lt;user&gt;2 + 2?&lt;model&gt;"
     short, long = (["sft", prompt, f"{answer}&lt;end&gt;"] for answer in ("4", "444"))
     assert cells == [*short, *long, "grpo", prompt, "any completion with the answer 4"]
-
-
-def test_a_single_point_keeps_its_colour():
-    log = [{"step": 0, "probe/accuracy": 0.5, "probe/format": 1.0}]
-    log += [{"step": step, "loss": 1 / step, "grad_norm": 0.1 * step} for step in range(1, 9)]
-    found = [base64.b64decode(data) for data in re.findall(r"base64,([^\"]+)", plots.training(log))]
-    probe = np.asarray(Image.open(io.BytesIO(found[1])).convert("RGB")).astype(int)
-    assert len(found) == 3 and (probe[..., 2] - probe[..., 0] > 100).any(), "the format's blue"
-    assert (probe[..., 0] - probe[..., 2] > 100).any(), "the accuracy's orange"
 
 
 def test_grpos_report_has_the_same_problems_at_each_probe(tmp_path):

@@ -4,7 +4,6 @@ import ctypes.util
 import itertools
 import os
 import random
-import re
 import resource
 import signal
 import socket
@@ -93,37 +92,28 @@ SCRIPTS = {
     "": "",
     "import sys\nn = int(input())\nprint(n * 2, sys.stdin.read().split())": "6 ['1', '2', 'é']\n",
     "import os, sys\nprint(os.read(0, os.fstat(0).st_size or 99))": "b'3\\n1 2 \\xc3\\xa9\\n'\n",
-    "import sys\nfor line in sys.stdin.buffer: print(line)": "b'3\\n'\nb'1 2 \\xc3\\xa9\\n'\n",
-    "if __name__ == '__main__': print('main')": "main\n",
-    "import sys\nprint(sys.argv)": "['-c']\n",
-    "import sys\nprint(1)\nsys.exit()\nprint(2)": "1\n",
+    "import sys\nif __name__ == '__main__': print(sys.argv)\nsys.exit()\nprint(2)": "['-c']\n",
     "print(1)\nexit(3)": ("1\n", False),
     "print(1)\n1 / 0": ("1\n", False),
     "print('a'\n": ("", False),
     "print('\0')": ("", False),
     "print('\ud800')": ("", False),
     "import os\nos.write(1, b'raw')\nos._exit(0)": "raw",
-    "import atexit\natexit.register(print, 'bye')\nprint('hello')": "hello\nbye\n",
-    "import threading, time\n"
-    "threading.Thread(target=lambda: (time.sleep(0.05), print('done'))).start()": "done\n",
-    "import concurrent.futures as c\nprint(c.ThreadPoolExecutor(2).submit(pow, 2, 9).result())": "512\n",
+    "import atexit, threading, time\natexit.register(print, 'bye')\n"
+    "threading.Thread(target=lambda: (time.sleep(0.05), print('done'))).start()": "done\nbye\n",
     "import sys, threading\nsys.setrecursionlimit(10**6); threading.stack_size(2**27)\n"
     "def f(n): return 0 if n == 0 else 1 + max([n - 1], key=f)\n"
     "def g(n): return 0 if n == 0 else 1 + g(n - 1)\n"
     "t = threading.Thread(target=lambda: print(g(50_000))); t.start(); t.join()": "50000\n",
     "import io, sys\nreal, sys.stdout = sys.stdout, io.StringIO()\n"
-    "print('a')\nreal.write(sys.stdout.getvalue() * 2)": "a\na\n",
-    "import sys\nprint(1, flush=True)\nsys.stdout.close()": "1\n",
+    "print('a')\nreal.write(sys.stdout.getvalue() * 2)\nreal.close()": "a\na\n",
     "import asyncio\nasync def f(): await asyncio.sleep(0.01); return 7\nprint(asyncio.run(f()))": "7\n",
-    "import pickle\nclass A: x = 5\nprint(pickle.loads(pickle.dumps(A())).x)": "5\n",
     "open('a', 'w').write('é')\nimport os\nos.mkdir('b'); os.rename('a', 'b/c')\n"
     "print(open('b/c').read(), os.listdir('b'))": "é ['c']\n",
-    "import numpy as np\nprint(np.linalg.det(np.eye(300)), np.arange(5) @ np.arange(5))": "1.0 30\n",
+    "import numpy as np, sqlite3, networkx\n"
+    "print(np.linalg.det(np.eye(300)), networkx.complete_graph(5).size())": "1.0 10\n",
     "from sympy import *\nx = symbols('x')\nprint(solve(x**2 - 5*x + 6), factorint(2**67 - 1), "
     "integrate(sin(x)**2, (x, 0, pi)))": "[2, 3] {193707721: 1, 761838257287: 1} pi/2\n",
-    "import networkx, ctypes, sqlite3, decimal\n"
-    "print(networkx.complete_graph(5).size(), ctypes.sizeof(ctypes.c_int))": "10 4\n",
-    "print(input(), 'π ≈ 3')": "3 π ≈ 3\n",
 }
 
 
@@ -146,9 +136,8 @@ def test_output_is_complete_up_to_its_limit_and_then_keeps_both_ends():
     text = "é" * 300_000
     assert run_script("print(input(), end='')", text, Limits(output_chars=400_000)).stdout == text
     code = "print('a' * 1000 + 'b' * 5000 + 'c' * 1000, end='')"
-    result = run_script(code, limits=Limits(output_chars=2001))
-    assert result.ok
-    assert re.fullmatch(r"a{1000}\n\[… 4,999 characters left out …\]\nbc{1000}", result.stdout)
+    printed = run_script(code, limits=Limits(output_chars=2001)).stdout
+    assert printed == f"{'a' * 1000}\n[… 4,999 characters left out …]\nb{'c' * 1000}"
 
 
 # ---- sessions ----
@@ -236,26 +225,25 @@ TURNS = {
 
 @pytest.mark.slow  # some of them run until their time is up
 def test_of_a_thousand_turns_in_16_sessions_none_is_lost_and_none_goes_on_past_its_limit():
-    def talk(number: int) -> list[float]:
-        n, seconds = 0, []
+    def talk(number: int) -> float:
+        n, slowest = 0, 0.0
         with Session(Limits(seconds=1)) as session:
             session.run("n = 0")
             for code, shown in random.Random(number).choices(list(TURNS), list(TURNS.values()), k=63):
-                begun = time.monotonic()
+                n, begun = n + 1, time.monotonic()
                 result = session.run(code)
-                seconds.append(time.monotonic() - begun)
-                n += 1
+                slowest = max(slowest, time.monotonic() - begun)
                 state = "lost" if result.restarted else "kept"
                 assert shown.format(n=n, state=state) in result.stdout + result.error
                 if result.restarted:
                     n = 0
                     session.run("n = 0")
-        return seconds
+        return slowest
 
     with ThreadPoolExecutor(16) as pool:
-        seconds = [second for turns in pool.map(talk, range(16)) for second in turns]
-    assert len(seconds) == 1008 and max(seconds) < 5  # 1 s, and what a busy machine takes to end 16 programs
-    print(f"{len(seconds)} turns in 16 sessions, limit 1 s: none lost, the slowest took {max(seconds):.2f} s")
+        slowest = max(pool.map(talk, range(16)))
+    print(f"1,008 turns in 16 sessions, limit 1 s: none lost, the slowest took {slowest:.2f} s")
+    assert slowest < 5  # 1 s, and what a busy machine takes to end 16 programs
 
 
 def test_a_joined_thread_is_no_leftover_and_an_earlier_program_ignores_no_interrupt_for_a_later_one(session):
@@ -335,14 +323,12 @@ def test_what_is_enforced_is_what_the_machine_can():
     assert set(found) == {"no signals", "no writing outside"}  # which also rest on who runs this
 
 
-@pytest.mark.parametrize("code", [
-    "bytearray(3 << 27)", "x = []\nwhile True: x.append(bytes(1 << 20))", "import numpy; numpy.ones(1 << 26)"
-])  # fmt: skip
-def test_memory_is_bounded_in_scripts_and_sessions(code):
-    limits = Limits(memory_mb=256)
-    assert "MemoryError" in run_script(code, limits=limits).error
-    with Session(limits) as session:
-        assert "MemoryError" in session.run(code).error
+def test_memory_is_bounded_in_scripts_and_sessions():
+    limits, grow = Limits(memory_mb=256), "x = []\nwhile True: x.append(bytes(1 << 20))"
+    for code in ("bytearray(3 << 27)", grow, "import numpy; numpy.ones(1 << 26)"):
+        assert "MemoryError" in run_script(code, limits=limits).error
+        with Session(limits) as session:
+            assert "MemoryError" in session.run(code).error
     assert run_script("bytearray(1 << 27)", limits=limits).ok
 
 
@@ -362,10 +348,8 @@ def test_the_environment_holds_nothing_of_the_callers(monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     sandbox._server.close()
     names = run_script("import os; print(*os.environ)").stdout.split()
-    assert set(names) == {
-        "PATH", "LANG", "TMPDIR", "HOME", "PYTHONHASHSEED", "MPLBACKEND", "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS", "PYTHONINTMAXSTRDIGITS",
-    }  # fmt: skip
+    ours = "PATH LANG TMPDIR HOME PYTHONHASHSEED MPLBACKEND OMP_NUM_THREADS OPENBLAS_NUM_THREADS"
+    assert set(names) == {*ours.split(), "PYTHONINTMAXSTRDIGITS"}
     # The fork server freezes what it holds, and Python tracks no dict of texts: what refers to it is tracked.
     texts = (
         "import gc, sys\ngc.unfreeze()\n"
@@ -537,22 +521,14 @@ def test_what_a_program_leaves_behind_where_it_may_start_processes_ends_with_its
 def test_a_shortage_is_one_error_and_the_sandbox_goes_on_after_it():
     with Session() as session:
         session.run("x = 1")
-        server = sandbox._server
-        open_files, all_limits = resource.getrlimit(resource.RLIMIT_NOFILE), resource.RLIMIT_NOFILE
-        used = max(map(int, os.listdir("/proc/self/fd"))) + 1
-        resource.setrlimit(all_limits, (used, open_files[1]))
-        spare = [os.open("/dev/null", os.O_RDONLY) for _ in range(used - len(os.listdir("/proc/self/fd")))]
-        try:
-            with pytest.raises(SandboxError, match="Too many open files"):
-                [Session() for _ in range(9)]
-        finally:
-            for fd in spare:
-                os.close(fd)
-            resource.setrlimit(all_limits, open_files)
-        theirs = resource.prlimit(server.process.pid, all_limits, (4, open_files[1]))
-        with pytest.raises(SandboxError, match="Too many open files"):
-            run_script("1")
-        resource.prlimit(server.process.pid, all_limits, theirs)
+        server, kind = sandbox._server, resource.RLIMIT_NOFILE
+        for pid, fewer in ((os.getpid(), len(os.listdir("/proc/self/fd")) // 2), (server.process.pid, 4)):
+            limits = resource.prlimit(pid, kind, (fewer, resource.getrlimit(kind)[1]))
+            try:
+                with pytest.raises(SandboxError, match="Too many open files"):
+                    run_script("1")
+            finally:
+                resource.prlimit(pid, kind, limits)
         os.rename(server.root, f"{server.root}-away")
         with pytest.raises(SandboxError, match="could not be started"):
             run_script("1")
@@ -560,15 +536,15 @@ def test_a_shortage_is_one_error_and_the_sandbox_goes_on_after_it():
         assert run_script("print(1)").ok and session.run("x").stdout == "1\n"
 
 
-def test_descriptors_are_one_a_session_and_none_after_eighty_programs():
+def test_descriptors_are_one_a_session_and_none_after_its_end():
     run_script("")
     before = len(os.listdir("/proc/self/fd"))
-    sessions = [Session() for _ in range(20)]
-    assert len(os.listdir("/proc/self/fd")) == before + 20
     ends = ["1", "1 / 0", "import os; os._exit(3)", "import os; os.closerange(0, 99)", "raise SystemError"]
-    for i, session in enumerate(sessions * 2):
-        session.run(ends[i % 5])
-        run_script(ends[i % 5])
+    sessions = [Session() for _ in ends]
+    assert len(os.listdir("/proc/self/fd")) == before + len(ends)
+    for session, code in zip(sessions * 2, ends * 2, strict=True):
+        session.run(code)
+        run_script(code)
     for session in sessions:
         session.close()
     wait_for(lambda: not processes(), 5)
@@ -663,11 +639,8 @@ def test_a_thousand_hostile_snippets_leave_everything_as_it_was(outside):
         batch = snippets[start : start + 200]
         with ThreadPoolExecutor() as pool:  # they mostly wait for their limits, so they wait together
             scripts = pool.submit(run_scripts, [(code, "") for code in batch[:100]], limits, workers=8)
-            runs = pool.map(
-                lambda s, codes: [s.run(code) for code in codes],
-                boxes,
-                [batch[100 + i :: 8] for i in range(8)],
-            )
+            turns = [batch[100 + i :: 8] for i in range(8)]
+            runs = pool.map(lambda session, codes: [session.run(code) for code in codes], boxes, turns)
             results = [*scripts.result(), *itertools.chain(*runs)]
         assert len(results) == 200 and not any("weights" in result.stdout for result in results)
         assert all(len(result.stdout) < 1100 and len(result.error) < 2100 for result in results)

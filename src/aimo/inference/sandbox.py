@@ -72,12 +72,10 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether the code ran to its end."""
         return not self.error
 
     @property
-    def shown(self) -> str:
-        """What a model reads of it."""
+    def shown(self) -> str:  # to the model
         return (self.stdout + self.error).strip()
 
 
@@ -90,7 +88,7 @@ def run_script(
     """Run a script like `python -c CODE` in its own process, in a folder with `files` by name.
 
     Standard error is dropped. Here and in sessions, `random` and `numpy.random` start seeded with 0.
-    SandboxError where the machine cannot confine it.
+    SandboxError where the machine cannot confine the script.
     """
     check_limits()
     return _run(code, stdin, limits, files or {})
@@ -122,9 +120,9 @@ def run_scripts(
 
 
 class Session:
-    """Runs one piece of code after another, as a notebook does: variables stay, a last value is shown.
+    """Run one piece of code after another, as a notebook does: variables stay, a last value is shown.
 
-    Any number may run side by side, each in its caller's thread (`asyncio.to_thread`). A timeout and too much
+    Sessions may run side by side, each in its caller's thread (`asyncio.to_thread`). A timeout and too much
     output interrupt the program and keep the variables. After a program that cannot be interrupted, a crash,
     or threads that outlive their call, the session continues without variables in a new process.
     """
@@ -141,7 +139,6 @@ class Session:
         self.close()
 
     def run(self, code: str) -> Result:
-        """Run code after that of earlier calls."""
         with self._lock:
             if self._lost and not self._closed:
                 self._process, self._lost = _Process(self._limits), False
@@ -203,23 +200,18 @@ def check_limits() -> tuple[str, ...]:
 
 @functools.cache
 def has_sandbox() -> bool:
-    """Return whether programs of samples can run here; print once what the sandbox enforces.
-
-    The first call takes seconds, in which the fork server starts.
-    """
+    """Return whether programs of samples can run here; print once what the sandbox enforces."""
     try:
-        lacking = check_limits()
+        if not check_limits():  # the first call starts the fork server, which takes seconds
+            say("Sandbox: every limit is enforced.")
+        return True
     except Exception as e:
         note_fault(one_line(e))
         return False
-    if not lacking:
-        say("Sandbox: every limit is enforced.")
-    return True
 
 
 @functools.cache
-def note_fault(fault: str) -> None:
-    """Print what is wrong with the sandbox, each fault once."""
+def note_fault(fault: str) -> None:  # each once
     say(f"{fault}; samples go on without tools")
 
 
@@ -229,7 +221,7 @@ def note_fault(fault: str) -> None:
 class Programs:
     """The programs of one sample, which may take `seconds` each; variables stay from one to the next.
 
-    A sandbox that fails, even without memory or file descriptors, becomes the program's output: it costs the
+    A fault of the sandbox, such as no memory or file descriptors, becomes the program's output: it costs the
     turn and not the sample.
     """
 
@@ -255,7 +247,7 @@ class Programs:
 
 
 class _ForkServer:
-    """The process that forks the confined ones. It ends with this process, and they end with it."""
+    """The process that forks the confined ones, which end with it. It ends with this process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
