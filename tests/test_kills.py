@@ -24,22 +24,17 @@ ALL = ["solve", "evaluate", "distil"]
 FILES = {"solve": "a.journal.jsonl", "evaluate": "zero.jsonl", "distil": "out.jsonl"}
 
 
-class Model:
-    """Counts requests and does `what` at the one with the number `at`."""
+@pytest.fixture(scope="module")
+def server():
+    """Counts requests, and does `what` at the one with the number `at`."""
+    one_at_a_time = threading.Lock()
 
-    def __init__(self):
-        self.one_at_a_time = threading.Lock()
-        self.do(None, at=0, pause=0.0)
-
-    def do(self, what, at, pause=0.01):
-        self.asked, self.at, self.what, self.pause = 0, at, what, pause
-
-    def behave(self, body, _):
-        with self.one_at_a_time:  # all wait for what is done
-            self.asked += 1
-            if self.asked == self.at and self.what:
-                self.what()
-        time.sleep(self.pause)
+    def behave(body, _):
+        with one_at_a_time:  # all wait for what is done
+            stand.asked += 1
+            if stand.asked == stand.at:
+                stand.what()
+        time.sleep(stand.pause)
         text = f"<SOLUTION>{body['seed'] % 3}</SOLUTION>"
         if "messages" in body:
             choice = {"message": {"content": text}, "finish_reason": "stop"}
@@ -47,19 +42,19 @@ class Model:
         choice = {"text": text, "token_ids": [5] * 7, "finish_reason": "stop"}
         return f"data: {json.dumps({'choices': [choice]})}\n\n"
 
+    def do(what=None, at=0, pause=0.0):
+        stand.asked, stand.at, stand.what, stand.pause = 0, at, what, pause
 
-@pytest.fixture(scope="module")
-def server():
-    stand_in = Model()
-    with standing(stand_in.behave) as stand:
-        stand_in.url = stand.url
-        yield stand_in
+    with standing(behave) as stand:
+        do()
+        stand.do = do
+        yield stand
 
 
 @pytest.fixture
 def model(server):
-    """The model without a trap of another test, and the process's own handler of SIGTERM."""
-    server.do(None, at=0, pause=0.0)
+    """The server without a trap of another test, and the process's own handler of SIGTERM."""
+    server.do()
     handler = signal.getsignal(signal.SIGTERM)
     yield server
     signal.signal(signal.SIGTERM, handler)
@@ -165,10 +160,10 @@ def test_a_command_that_is_hit_ends_in_one_line_and_the_same_command_continues(
 ):
     expected, folder = right(name), tmp_path / "deep" / "folder"
     if what == "SIGTERM":
-        model.do(lambda: os.kill(os.getpid(), signal.SIGTERM), at=9)
+        model.do(lambda: os.kill(os.getpid(), signal.SIGTERM), at=9, pause=0.01)
         told = "interrupted", "same command again"
     elif what == "folder removed":
-        model.do(lambda: shutil.rmtree(folder), at=7)
+        model.do(lambda: shutil.rmtree(folder), at=7, pause=0.01)
         told = "it was removed", "run the same command again"
     else:
         folder, told = disk(8192), ("No space left on device", "make room")
@@ -176,7 +171,7 @@ def test_a_command_that_is_hit_ends_in_one_line_and_the_same_command_continues(
     assert code == 2 and all(part in err for part in told), err
     assert (what, name) != ("folder removed", "solve") or model.asked < 12, "it went on, with nothing kept"
     kept = samples(name, folder) if folder.exists() else []
-    model.do(None, at=0)
+    model.do()
     if what == "full disk":
         remount(folder, "size=16m")
     assert run(command(name, folder))[0] == 0 and result(name, folder) == expected
@@ -241,7 +236,7 @@ def test_a_command_killed_at_random_moments_ends_with_equal_answers(name, model,
     expected, moments = right(name), random.Random(name)
     arguments = command(name, tmp_path)
     for _ in range(2):
-        model.do(None, at=0, pause=0.05)
+        model.do(pause=0.05)
         process, wanted = start(arguments), moments.randint(1, 12)
         wait_for(lambda p=process, n=wanted: model.asked >= n or p.poll() is not None)
         time.sleep(0.05 * moments.random())

@@ -2,15 +2,12 @@
 
 import hashlib
 import json
-import re
 import sys
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
-import machine
 import pytest
-from conftest import ROOT
 
 from aimo.inference import harmony, startup, wheels
 from aimo.inference.errors import AimoError
@@ -79,26 +76,6 @@ def test_collected_wheels_stand_in_a_manifest_and_install_from_it_alone(index, t
     startup.check_modules(*found)
     startup.install_wheels(inputs=tmp_path / "inputs")
     assert "wheels: 4 attached, 4 needed, 1 to install" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_the_kernel_leaves_wheels_that_install_where_its_output_is_attached(index, tmp_path, elsewhere):
-    """The built notebook alone in an empty folder; a fault of its lock file ends it in one line."""
-    notebook = (ROOT / "kernels/wheels/aimo-wheels.ipynb").read_text()
-    (tmp_path / "lock").mkdir()
-    lock = tmp_path / "lock" / "mine.txt"
-    lock.write_text("aimo-first==1.0\n")
-    wheel(index, "aimo_first")
-    working = tmp_path / "working"
-    assert machine.run(notebook, lock.parent, working, {"requirements": str(lock)})
-    assert {"wheels.json", "wheels/aimo_first-1.0-py3-none-any.whl"} <= machine.outputs(working).keys()
-    assert re.search(
-        r"^1 wheels, .* GB, for Python 3\.\d+\.\d+: wheels.json$", machine.printed(working), re.M
-    )
-    startup.install_wheels(["aimo_first"], working)
-    assert [path.stem for path in elsewhere.glob("*.py")] == ["aimo_first"]
-    ran = machine.run(notebook, lock.parent, tmp_path / "again", {"requirements": "nothing.txt"})
-    assert not ran and any("AimoError: requirements nothing.txt: no such file" in line for line in ran.log)
 
 
 def test_a_release_that_this_python_cannot_have_is_named(index, tmp_path):

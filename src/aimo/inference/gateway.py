@@ -47,9 +47,6 @@ ANSWER_MARGIN_S = 30  # of the time that Kaggle allows for one answer
 Predict = Callable[[Any, Any], pl.DataFrame]
 
 
-# One question
-
-
 @dataclass
 class Schedule:
     """The questions of a session, and the time for them."""
@@ -177,9 +174,6 @@ def make_predict(
     return predict
 
 
-# A gateway without Kaggle
-
-
 def ask_each(
     predict: Predict, table: pl.DataFrame, rules: Competition, seed: int = 0
 ) -> Iterator[tuple[str, Value]]:
@@ -233,9 +227,6 @@ def report_fallbacks(solutions: Mapping[str, Solution], rules: Competition) -> N
     for question_id, solution in solutions.items():
         if solution.note:
             say(f"  {question_id}: {solution.note}")
-
-
-# The submission kernel
 
 
 def kaggle_server(competition: str, inputs: Path = startup.INPUTS) -> Any:
@@ -345,13 +336,11 @@ def serve_submission(
             raise AimoError(f"test file {test_csv}: {one_line(e)}; {told}") from None
         table = pose(table, test_csv, competition)
         golds = known_answers(table, rules)
-    if rules.artefact.server and rules.start_limit_s is not None:
+    if rules.artefact.server and (most := rules.start_limit_s) is not None:
         took = time.monotonic() - startup.STARTED
-        said = f"the server is ready {took:.0f} s after the start; Kaggle's gateway waits"
-        said = f"{said} {rules.start_limit_s:.0f} s for it"
-        if took > rules.start_limit_s and not rerun:
-            remedy = "attach fewer wheels, or do in the first question what can wait until then"
-            raise AimoError(f"{said}: {remedy}")
+        said = f"the server is ready {took:.0f} s after the start; Kaggle's gateway waits {most:.0f} s for it"
+        if took > most and not rerun:
+            raise AimoError(f"{said}: attach fewer wheels, or do later what the first question can wait for")
         say(said)
 
     def load() -> Engine:
@@ -361,12 +350,11 @@ def serve_submission(
         return start_engine(model, resolved, seed, adapter)
 
     def open_journal(number: int = 1) -> Journal:
-        name = "journal.jsonl" if number == 1 else f"journal-{number}.jsonl"
-        weights = ""
+        path, weights = folder / (f"journal-{number}.jsonl" if number > 1 else "journal.jsonl"), ""
         with contextlib.suppress(OSError, AimoError):  # of a broken folder, which does not load either
             weights = identity(model, adapter)
-        known = name_of(competition)
-        return Journal(folder / name, model, known, settings, weights, seed + number - 1, kind=rules.answer)
+        known, own_seed = name_of(competition), seed + number - 1
+        return Journal(path, model, known, settings, weights, own_seed, kind=rules.answer)
 
     def keep(answers: dict[str, Value]) -> None:  # whole after each question, for a session that dies
         write_answers(folder / rules.artefact.file, table["id"], answers, rules, fill=True)

@@ -79,7 +79,7 @@ def find_input(path: Any, inputs: Path = INPUTS) -> Any:
 
 
 def begun() -> float:
-    """Return when the session began, on the monotonic clock: now, where a person works in it."""
+    """Return when the session began on the monotonic clock: now, where a person works in it."""
     return time.monotonic() if os.getenv("KAGGLE_KERNEL_RUN_TYPE") == "Interactive" else STARTED
 
 

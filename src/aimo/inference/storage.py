@@ -60,9 +60,6 @@ def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
     return value
 
 
-# ---- JSON lines ----
-
-
 def iterate_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield each record of a JSON-lines file with its line number, or a text that says why it is none.
 
@@ -195,9 +192,7 @@ class SampleFile(LineFile):
                 raise AimoError(f"{self.path} has other samples: {was}; take another {self.other}")
 
 
-# ---- YAML that users write: profiles and competitions
-
-DEEPEST, MOST = 50, 100_000  # nested values, and values with every YAML alias written out
+DEEPEST, MOST = 50, 100_000  # of YAML: nested values, and values with every alias written out
 
 
 class Loader(yaml.CSafeLoader):

@@ -133,9 +133,6 @@ def tokenizer_argument(model: Path, tokenizer: Any) -> dict[str, str]:
     return {"tokenizer": KEPT[-1].name}
 
 
-# ---- servers ----
-
-
 @contextlib.contextmanager
 def serving(
     model: Path, settings: Settings, seed: int = 0, *, host: str = "127.0.0.1", port: int = 0, log: Path
@@ -214,9 +211,6 @@ def is_up(url: str) -> bool:
     return False
 
 
-# ---- processes that end with their starter ----
-
-
 @contextlib.contextmanager
 def running(
     command: list[str], output: IO[str], keep: Collection[int] = ()
@@ -290,8 +284,6 @@ def stderr_to(path: Path | None) -> Iterator[None]:
             os.dup2(saved, 2)
             os.close(saved)
 
-
-# ---- what fits ----
 
 # Keys in which a config.json says how long the context is.
 LENGTHS = [
