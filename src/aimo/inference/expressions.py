@@ -295,9 +295,10 @@ def number(text: str) -> Fraction | None:
 
 def exact_value(text: str) -> Fraction | None:
     r"""Return the value of a canonical expression, also where its roots cancel: `\sqrt{2}\sqrt{8}` is 4."""
-    found = values(text) if len(text) <= 200 else ()
-    if not found or isinstance(found[0], Fraction):
-        return found[0] if found else None  # type: ignore[return-value]
+    if not (found := values(text)):
+        return None
+    if isinstance(found[0], Fraction):
+        return found[0]
     a, b = map(complex, found)
     near = round(a.real) if abs(a) < 1e6 else 0
     return Fraction(near) if near and abs(a - near) < 1e-9 and abs(b - near) < 1e-9 else None
@@ -309,30 +310,17 @@ def values(text: str) -> tuple[Number, ...]:
 
     Rational numbers are exact. Other roots, names, and products without a sign make it complex.
     """
+    if len(text) > 200:
+        return ()
     if words := re.fullmatch(rf"(?:{TEXT}\{{)?([A-Za-z]+)(?:[- ]([a-z]+))?\}}?", text):
         tens, ones = (NUMBER_WORDS.get((word or "zero").lower()) for word in words.groups())
         if tens is not None and ones is not None and (not words[2] or (tens >= 20 and 1 <= ones <= 9)):
             return Fraction(tens + ones), Fraction(tens + ones)
-    source = python_of(text) if len(text) <= 200 else None
-    if source is None:
-        return ()
-    try:
-        tree = ast.parse(source, mode="eval").body
-        value = value_at(tree, 0)
-        return value, value if isinstance(value, Fraction) else value_at(tree, 1)
-    except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
-        return ()
-
-
-def python_of(text: str) -> str | None:
-    """Return LaTeX arithmetic as a Python expression, or None where it is something else.
-
-    `//` stands for an exact division and `@` for a product without a sign.
-    """
+    # As a Python expression, in which `//` is an exact division and `@` a product without a sign.
     text = re.sub(r"^[A-Za-z](?:_\w|_\{\w+\})?=", "", text)
     if unit := UNIT.search(text):
         if NOT_UNITS.search((unit[1] or unit[2] or "").lower()):
-            return None
+            return ()
         text = text[: unit.start()]
     text = re.sub(rf"(?<![\d)])(?:{TEXT}|\\boxed)\{{([\d.,\-]+)\}}", r"(\1)", text)
     text = re.sub(r"\\frac ?(\d)(?= ?[\da-zπ](?![\da-z])| ?\{)", r"\\frac{\1}", text)
@@ -341,7 +329,7 @@ def python_of(text: str) -> str | None:
         part, above, below = filter(None, mixed.groups()[2:])
         text = f"{mixed[1]}({mixed[2]}(1)+{part})" if int(above) < int(below) else "mixed"
     if re.search(r"//|\*\*|\d ?\\frac", text):
-        return None
+        return ()
     quotient = r"\\frac\{([^{}]*)\} ?(?:\{([^{}]*)\}|([\da-zπ])(?![\da-z]))"
     logarithm = r"\\log_\{(\w+)\} ?(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+))"
     for _ in range(5):  # commands whose arguments hold no braces, the innermost first
@@ -360,9 +348,15 @@ def python_of(text: str) -> str | None:
     text = re.sub(r"(\d*)\.(\d+)", lambda m: f"({m[1]}{m[2]}//1{'0' * len(m[2])})", text.removesuffix("."))
     text = re.sub(r"(?<!\d)0+(?=\d)", "", text)
     if NOT_ARITHMETIC.search(re.sub(FUNCTION, "", text)):
-        return None
+        return ()
     products = rf"({FUNCTION}\()|(\d+|[^\W\d]|\)) ?(?=[^\W\d]|\()|(\)) ?(?=\d)"
-    return re.sub(products, lambda m: m[1] or f"{m[2] or m[3]}@", text)
+    source = re.sub(products, lambda m: m[1] or f"{m[2] or m[3]}@", text)
+    try:
+        tree = ast.parse(source, mode="eval").body
+        value = value_at(tree, 0)
+        return value, value if isinstance(value, Fraction) else value_at(tree, 1)
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
+        return ()
 
 
 def value_at(node: ast.AST, point: int) -> Number:

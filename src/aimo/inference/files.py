@@ -12,7 +12,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
@@ -237,10 +237,22 @@ class TableFile:
             if encoding == "utf-8" and b"\0" in head:
                 what = "its encoding is UTF-16, or it is no text; save it in UTF-8"
                 raise AimoError(f"{named} is not text in UTF-8: {what}")
-            newline, names = "" if kind == ".csv" else "\n", dict[str, None]()
+            names: dict[str, None] = {}  # of the columns that are known so far
+            tables: list[Table] = []
+            part: list[dict[str, Any]] = []
+            newline = "" if kind == ".csv" else "\n"
             with io.TextIOWrapper(self.open(), encoding, newline=newline) as text:  # type: ignore[type-var]
                 rows = self.csv_rows(text, names) if kind == ".csv" else self.json_rows(text, kind)
-                table = stacked(list(self.tables(rows, names)))
+                while not tables or (len(part) == CHUNK and not self.limit):
+                    part = list(islice(rows, self.limit or CHUNK))
+                    for row in part:
+                        names.update(dict.fromkeys(row))
+                    table = Table(pl.DataFrame(), list(names))
+                    kept = [name for name in names if self.keep is None or name in self.keep]
+                    columns = [series(name, [row.get(name) for row in part], table) for name in kept]
+                    table.rows = pl.DataFrame(columns)
+                    tables.append(cleaned(table))
+            table = stacked(tables)
             table.skipped = self.skipped
             return table
         except UnicodeDecodeError:
@@ -271,9 +283,7 @@ class TableFile:
             empty = schema.empty_table().select(kept)  # its columns, where there are no rows
             for part in islice(chain(parts, [empty]), 1 if self.limit else None):
                 part.validate(full=True)  # polars trusts what damaged files hold
-                table = from_frame(pl.DataFrame(pl.from_arrow(part)))
-                table.columns = schema.names
-                yield table
+                yield replace(from_frame(pl.DataFrame(pl.from_arrow(part))), columns=schema.names)
 
     def csv_rows(self, text: io.TextIOWrapper, names: dict[str, None]) -> Iterator[dict[str, Any]]:
         """Yield rows, after the columns were added to `names`."""
@@ -296,9 +306,10 @@ class TableFile:
                     what = f"{len(row)} values for {len(columns)} columns"
                     self.refuse(reader.line_num, f': {what}; put a text with commas between "')
         except csv.Error:
-            where = f"{self.named}: a quote is missing or misplaced in the row up to line {reader.line_num}"
-            remedy = 'put a text with commas or line breaks between ", and write a " inside it twice'
-            raise AimoError(f"{where}; {remedy}") from None
+            raise AimoError(
+                f"{self.named}: a quote is missing or misplaced in the row up to line {reader.line_num}; "
+                'put a text with commas or line breaks between ", and write a " inside it twice'
+            ) from None
 
     def json_rows(self, text: io.TextIOWrapper, kind: str | None) -> Iterator[dict[str, Any]]:
         start = list(islice(text, 1))
@@ -319,19 +330,6 @@ class TableFile:
                 alone = row is None and re.search(r'(?<!\\)(?:\\\\)*\\(?!["\\/bfnrtu])', line)
                 remedy = "write each backslash of LaTeX twice" if alone else "correct or remove it"
                 self.refuse(number, f" is not a JSON object; {remedy}")
-
-    def tables(self, rows: Iterator[dict[str, Any]], names: dict[str, None]) -> Iterator[Table]:
-        """Yield a table of `limit` rows, or of all in chunks; at least one, which may be empty."""
-        while True:
-            part = list(islice(rows, self.limit or CHUNK))
-            for row in part:
-                names.update(dict.fromkeys(row))
-            table = Table(pl.DataFrame(), list(names))
-            kept = [name for name in names if self.keep is None or name in self.keep]
-            table.rows = pl.DataFrame([series(name, [row.get(name) for row in part], table) for name in kept])
-            yield cleaned(table)
-            if self.limit or len(part) < CHUNK:
-                return
 
 
 def rows_in(value: Any, named: str) -> list[dict[str, Any]] | None:

@@ -246,7 +246,7 @@ def interval(text: str) -> str:
 
 def same_expression(answer: str, gold: str) -> bool | None:
     """Compare what is no collection: by value, else as words."""
-    if answer.endswith("%") or gold.endswith("%"):
+    if "%" in (answer[-1:], gold[-1:]):
         numbers_alone = same(answer.rstrip("\\%"), gold.rstrip("\\%"))
         if numbers_alone or answer[-1] == gold[-1]:
             return numbers_alone
