@@ -22,7 +22,7 @@ from aimo.inference.errors import AimoError
 from aimo.inference.harmony import ANSWER, Harmony
 from aimo.inference.journal import Journal
 from aimo.inference.local import answer_file, journal_beside
-from aimo.inference.proofs import prove_problem
+from aimo.inference.proofs import fault_of_form, fit_pages, prove_problem
 from aimo.inference.sample import End
 from aimo.inference.settings import HARMONY, Proofs, Tags
 from aimo.inference.storage import write_whole
@@ -229,12 +229,12 @@ def test_an_engine_that_hangs_is_left_with_the_proof_that_it_had_written(monkeyp
     ],
 )
 def test_length_and_markdown_are_checked(text, fault):
-    assert KIND.fault(text) == fault
+    assert fault_of_form(text, KIND.pages) == fault
 
 
 def test_a_proof_that_is_too_long_ends_with_a_paragraph():
     text = "\n\n".join(["Step $x$ holds."] * 2000)
-    cut = KIND.fit(text)
+    cut = fit_pages(text, KIND.pages)
     assert cut.endswith("holds.") and KIND.accepts(cut) and not KIND.accepts(text)
 
 

@@ -8,7 +8,7 @@ import typer
 from aimo.commands.options import arg, check_folder, opt, show_rows
 from aimo.config.profile import STAGES
 from aimo.evaluation import served, submission
-from aimo.inference import competitions, local
+from aimo.inference import competitions, local, proofs
 from aimo.inference.answers import Proof, write_kind
 from aimo.inference.competitions import COMPETITIONS, UNSURE, find_competition, name_of
 from aimo.inference.errors import AimoError
@@ -179,7 +179,8 @@ def submit(
                 print(f"adapter: {served.check_archive(rules.artefact.lora, path)}")
             else:
                 for name, answer in submission.read_submission(rules, path).items():
-                    if isinstance(rules.answer, Proof) and (fault := rules.answer.fault(answer)):
+                    kind = rules.answer
+                    if isinstance(kind, Proof) and (fault := proofs.fault_of_form(answer, kind.pages)):
                         print(f"{name}: {fault}")
     with client.sign_in(dry_run) as api:
         print(versions.submit(api, kernel, message, competition, number, wait))

@@ -25,7 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 from aimo.inference import answers, harmony
-from aimo.inference.answers import Integer, Proof
+from aimo.inference.answers import PAGE, Integer, Proof
 from aimo.inference.prompts import Completion, Sampler
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.settings import Proofs
@@ -114,7 +114,7 @@ class Prover(Solver):
         await self.verify(self.begun + VERIFIED * budget_s)
         asked = []
         for proof in self.ranked()[: self.proofs.refiners]:
-            role, fault = f"refine {proof.index}", self.kind.fault(str(proof.answer))
+            role, fault = f"refine {proof.index}", fault_of_form(str(proof.answer), self.kind.pages)
             verdicts = self.of_role(f"verify {proof.index}")
             told = [(self.final_text(verdict.text, False) or "")[-OBJECTION:] for verdict in verdicts]
             told += [f"Its form: {fault}."] * bool(fault)
@@ -208,7 +208,7 @@ class Prover(Solver):
         return sorted(first.values(), key=self.rank, reverse=True)
 
     def rank(self, proof: Sample) -> tuple[float, bool, int]:
-        mark, fault = self.mark(proof), self.kind.fault(str(proof.answer))
+        mark, fault = self.mark(proof), fault_of_form(str(proof.answer), self.kind.pages)
         return (UNMARKED if mark is None else mark) - 2 * bool(fault), proof.end is End.FINISHED, -proof.index
 
     def mark(self, proof: Sample) -> float | None:
@@ -230,12 +230,41 @@ class Prover(Solver):
             how = [f"{votes[best.index]} of {votes.total()} votes"] if votes else []
             how += ["not marked" if mark is None else f"marked {mark:.1f} of {FULL}"]
             how += ["cut off"] if best.end in (End.TIME, End.TOKENS) else []
-            return self.kind.fit(str(best.answer)), ", ".join(how)
+            return fit_pages(str(best.answer), self.kind.pages), ", ".join(how)
         tried = [sample for sample in self.solution.samples if sample.role.startswith(("prove", "refine"))]
         if partial := [str(sample.answer) for sample in tried if sample.answer]:
-            return self.kind.fit(max(partial, key=len)), "cut off"
+            return fit_pages(max(partial, key=len), self.kind.pages), "cut off"
         thoughts = [sample.text for sample in tried if sample.end is not End.REPETITION]
         said = re.sub(r"<[^<>\n]{1,40}>", "", max(thoughts, key=len, default=""))
         if said := self.kind.read(said[-THOUGHT:]) or "":
-            return self.kind.fit(f"Not finished.\n\n{said}"), "the end of a thought"
+            return fit_pages(f"Not finished.\n\n{said}", self.kind.pages), "the end of a thought"
         return self.kind.fallback, ""
+
+
+def fault_of_form(text: str, pages: int | None) -> str:
+    """Return what is wrong with the length or the Markdown of a proof; empty when nothing is."""
+    if pages and len(text) > pages * PAGE:
+        return f"it has {len(text) / PAGE:.1f} pages, and {pages} are allowed"
+    if found := re.search(r"</?think>|<\|\w+\|>", text):
+        return f"{found[0]} stands in it"
+    if len(re.findall(r"(?m)^ *```", text)) % 2:
+        return "a fenced block is not closed"
+    plain = re.sub(r"(?ms)^ *```.*?^ *```|`[^`\n]+`|\\[$\\]", "", text)
+    if plain.count("$$") % 2 or plain.replace("$$", "").count("$") % 2:
+        return "a formula between $ is not closed"
+    opened: list[str] = []
+    for which, name in re.findall(r"\\(begin|end)\{(\w+\*?)\}", plain):
+        if which == "begin":
+            opened.append(name)
+        elif not opened or opened.pop() != name:
+            return f"\\end{{{name}}} closes nothing"
+    return f"\\begin{{{opened[-1]}}} is not closed" if opened else ""
+
+
+def fit_pages(text: str, pages: int | None) -> str:
+    """Return a proof that fits its pages: one that is too long ends with the last paragraph that does."""
+    if not pages or len(text) <= pages * PAGE:
+        return text
+    paragraphs = text[: pages * PAGE].split("\n\n")
+    ends = ("\n\n".join(paragraphs[:n]) for n in range(len(paragraphs) - 1, 0, -1))
+    return next((one for one in ends if not fault_of_form(one, pages)), text[: pages * PAGE])
