@@ -58,15 +58,18 @@ class Source:
 
     @model_validator(mode="after")
     def check_source(self) -> "Source":
-        if self.source != "builtin" or getattr(self, "mixture", None):
-            return self
-        if self.rows is None:
-            raise ValueError("rows: built-in problems have no end; set rows")
-        if self.split not in (None, "train", "heldout"):
-            raise ValueError(f"split: built-in problems have train and heldout, not {self.split!r}")
-        for key in ("preset", "subset", "revision", "columns"):
-            if getattr(self, key) is not None:
-                raise ValueError(f"{key}: built-in problems have none; leave the key out, or name a source")
+        if getattr(self, "mixture", None):
+            for key in fields(Source):  # type: ignore[arg-type]
+                if getattr(self, key.name) != key.default:
+                    raise ValueError(f"{key.name}: a set has a source or a mixture; put it into the mixture")
+        elif self.source == "builtin":
+            if self.rows is None:
+                raise ValueError("rows: built-in problems have no end; set rows")
+            if self.split not in (None, "train", "heldout"):
+                raise ValueError(f"split: built-in problems have train and heldout, not {self.split!r}")
+            for name in ("preset", "subset", "revision", "columns"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: built-in problems have none; leave it out, or name a source")
         return self
 
 
@@ -75,13 +78,6 @@ class Mixture(Source):
     """One source, or several."""
 
     mixture: list[Source] = field(default_factory=list)  # Several sources in place of one, shuffled together
-
-    @model_validator(mode="after")
-    def check_mixture(self) -> "Mixture":
-        for key in fields(Source) if self.mixture else ():  # type: ignore[arg-type]
-            if getattr(self, key.name) != key.default:
-                raise ValueError(f"{key.name}: a set has a source or a mixture; put it into the mixture")
-        return self
 
 
 @dataclass(config=strict)
@@ -110,12 +106,6 @@ class Set(Mixture):
     # nats; -0.69 is a probability of a half
     min_logprob: Annotated[float, Field(le=0)] | None = None
 
-    @model_validator(mode="after")
-    def check_set(self) -> "Set":
-        if self.verbatim and self.empty_thoughts:
-            raise ValueError("empty_thoughts: a verbatim solution brings its thought; leave one of them out")
-        return self
-
 
 @dataclass(config=strict)
 class Data:
@@ -131,12 +121,15 @@ class Data:
     near_ngrams: bool = False  # Compare words without LaTeX and punctuation, and short problems as a whole
 
     @model_validator(mode="after")
-    def check_keys(self) -> "Data":
+    def check_sets(self) -> "Data":
+        if self.sft and self.sft.verbatim and self.sft.empty_thoughts:
+            told = "a verbatim solution brings its thought; leave one of them out"
+            raise ValueError(f"sft.empty_thoughts: {told}")
         of_solutions = ["overlong", "traces", "verbatim", "empty_thoughts", "min_logprob"]
         for name, keys in ("grpo", of_solutions), ("heldout", [*of_solutions, "test_split"]):
-            for key in fields(Set):  # type: ignore[arg-type]
-                chosen = getattr(self, name)
-                if chosen and key.name in keys and getattr(chosen, key.name) != key.default:
+            chosen = getattr(self, name)
+            for key in fields(Set) if chosen else ():  # type: ignore[arg-type]
+                if key.name in keys and getattr(chosen, key.name) != key.default:
                     raise ValueError(f"{name}.{key.name}: has no effect on this set; leave the key out")
         return self
 

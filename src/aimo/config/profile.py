@@ -88,12 +88,6 @@ class Model:
     attention: str = "sdpa"  # Transformers' attention, such as flash_attention_2; Unsloth brings its own
     lora: Lora | None = field(default_factory=Lora)  # null trains all weights
 
-    @model_validator(mode="after")
-    def check(self) -> "Model":
-        if self.load_in_4bit and self.lora is None:
-            raise ValueError("load_in_4bit: four-bit weights are frozen; set lora, such as {rank: 32}")
-        return self
-
 
 @dataclass(config=strict, kw_only=True)
 class Optimization:
@@ -178,20 +172,6 @@ class Grpo(Optimization):
     tools: bool = False
     sample_steps: Positive = 25  # Steps between the completions that samples.jsonl keeps with their rewards
 
-    @model_validator(mode="after")
-    def check(self) -> "Grpo":
-        if (self.prompts_per_step * self.num_generations) % self.gradient_accumulation_steps:
-            told = (
-                f"does not divide the {self.prompts_per_step} x {self.num_generations} completions of a step"
-            )
-            raise ValueError(f"gradient_accumulation_steps: {self.gradient_accumulation_steps} {told}")
-        if punished := self.rewards.get("soft_overlong_punishment"):
-            begins = punished.max_completion_len - punished.soft_punish_cache
-            if begins >= self.max_completion_length:
-                told = f"begins at {begins} tokens; set max_completion_len to {self.max_completion_length}"
-                raise ValueError(f"rewards.soft_overlong_punishment: {told}, max_completion_length")
-        return self
-
 
 @dataclass(config=strict, kw_only=True)
 class Dpo(Optimization):
@@ -222,14 +202,6 @@ class Opd(Optimization):
     @property
     def asks_server(self) -> bool:
         return self.teacher.startswith(("http://", "https://"))
-
-    @model_validator(mode="after")
-    def check(self) -> "Opd":
-        if self.asks_server and self.temperature != 1:
-            raise ValueError(
-                "temperature: a server's log-probabilities are those of temperature 1; set it to 1"
-            )
-        return self
 
 
 @dataclass(config=strict)
@@ -398,6 +370,10 @@ class Profile:
             settings.validate_settings(self.inference.written, "inference", "correct it")
             if self.prompt.system and self.inference.system:
                 yield "inference.system: the model is trained with prompt.system; remove one of the two"
+        if self.model.load_in_4bit and self.model.lora is None:
+            yield "model.load_in_4bit: four-bit weights are frozen; set model.lora, such as {rank: 32}"
+        if self.opd and self.opd.asks_server and self.opd.temperature != 1:
+            yield "opd.temperature: a server's log-probabilities are those of temperature 1; set it to 1"
         for name, stage in ("grpo", self.grpo), ("opd", self.opd):
             if not stage:
                 continue
@@ -405,16 +381,25 @@ class Profile:
                 yield f"{name}: max_prompt_length + max_completion_length exceed model.max_length"
             if stage.generation != "transformers" and self.model.load_in_4bit:
                 yield f"{name}.generation: vLLM takes no four-bit weights; set model.load_in_4bit to false"
-        if not self.grpo:
+        if not (grpo := self.grpo):
             return
-        all_weights = self.model.backend == "unsloth" and self.model.lora is None
-        if self.grpo.generation == "vllm" and all_weights:
+        if (grpo.prompts_per_step * grpo.num_generations) % grpo.gradient_accumulation_steps:
+            told = (
+                f"does not divide the {grpo.prompts_per_step} x {grpo.num_generations} completions of a step"
+            )
+            yield f"grpo.gradient_accumulation_steps: {grpo.gradient_accumulation_steps} {told}"
+        punished, most = grpo.rewards.get("soft_overlong_punishment"), grpo.max_completion_length
+        if punished and (begins := punished.max_completion_len - punished.soft_punish_cache) >= most:
+            told = f"begins at {begins} tokens; set max_completion_len to {most}, max_completion_length"
+            yield f"grpo.rewards.soft_overlong_punishment: {told}"
+        if grpo.generation == "vllm" and self.model.backend == "unsloth" and self.model.lora is None:
             yield "grpo.generation: Unsloth samples adapters alone in vLLM; set model.backend to another"
-        template = self.prompt.template
-        if self.grpo.tools and template in ("plain", "chatml"):
+        if not grpo.tools:
+            return
+        if (template := self.prompt.template) in ("plain", "chatml"):
             yield f"grpo.tools: the template {template} offers no tools; set prompt.template to model"
-        if self.grpo.tools and self.inference.tool_parser is None:
+        if self.inference.tool_parser is None:
             yield "grpo.tools: inference.tool_parser is null, and fenced blocks are no calls to TRL; set it"
-        for key in ("probe_steps", "pass_rate") if self.grpo.tools else ():
-            if getattr(self.grpo, key) is not None:
+        for key in ("probe_steps", "pass_rate"):
+            if getattr(grpo, key) is not None:
                 yield f"grpo.{key}: samples without tools; set it to null, or grpo.tools to false"
