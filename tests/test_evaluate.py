@@ -22,7 +22,7 @@ from scripted import Scripted
 from aimo import config
 from aimo.commands import measure
 from aimo.data import sources
-from aimo.evaluation import benchmarks, completions, evaluate, scores, submission
+from aimo.evaluation import benchmarks, completions, evaluate, scores
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import CompletionFile, EvaluationHeader, Trace
 from aimo.inference import model_folder, solver, storage
@@ -76,7 +76,6 @@ def aimo_evaluate(tmp_path):
 
 
 def write_rows(path, *rows):
-    """JSON lines."""
     storage.write_lines(path, rows)
     return path
 
@@ -141,11 +140,9 @@ def test_lighteval_gets_the_engines_settings_and_its_figures_are_kept(aimo_evalu
     """A stand-in for lighteval: it keeps its arguments and leaves results where the real one does."""
     fake = tmp_path / "bin" / "lighteval"
     fake.parent.mkdir()
-    fake.write_text(
-        '#!/bin/sh\necho "$@" > "$5/arguments"; mkdir -p "$5/results/m"\n'
-        'echo \'{"results": {"all": {"x": 1}, "gpqa:diamond|0": {"gpqa_pass@k": 0.25}}}\''
-        ' > "$5/results/m/results_1.json"\n'
-    )
+    results = '{"results": {"all": {"x": 1}, "gpqa:diamond|0": {"gpqa_pass@k": 0.25}}}'
+    left = f"mkdir $5/results; echo '{results}' > $5/results/results_1.json"
+    fake.write_text(f'#!/bin/sh\necho "$@" > $5/arguments; {left}\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     done = aimo_evaluate("gpqa", "--vllm", "tensor_parallel_size=2")
@@ -167,9 +164,6 @@ def test_the_benchmarks_sampling_goes_over_the_models_and_the_command_lines_over
     assert settings(public_model, user="{problem}!").user == "{problem}!"
 
 
-# Completions
-
-
 def test_a_whole_set_of_matharena_leaves_its_figure_in_the_hubs_format(tmp_path):
     found = scored([["4"]], QUESTIONS[:1])
     for rows, asked in (None, "cmimc25"), (1, "smt25"), (None, "a/smt25.csv"):
@@ -179,6 +173,9 @@ def test_a_whole_set_of_matharena_leaves_its_figure_in_the_hubs_format(tmp_path)
     (entry,) = yaml.safe_load(path.read_text())
     assert path.name == "cmimc25.yaml" and entry["value"] == 100.0 and "k = 1" in entry["notes"]
     assert entry["dataset"] == {"id": "MathArena/cmimc_2025", "task_id": "MathArena/cmimc_2025"}
+
+
+# Completions
 
 
 @pytest.mark.parametrize(
@@ -247,8 +244,6 @@ def test_an_evaluation_goes_on_where_it_stopped_and_scoring_again_asks_nobody(
     right = [one.seed % 3 == 0 for one in kept]
     assert figures["pass@1"][0] == pytest.approx(np.mean(right), abs=1e-4)
     assert set(figures["by_subject"]) == {"a", "b"} and figures["mean_tokens"][0] == 7
-    # The profile's tracker has the figures too, and no names of gold answers.
-    evaluate.track("tensorboard", tmp_path / "run", "m", {"other": {"unreadable": ["a", "b", "c"]}})
     events = EventAccumulator(str(tmp_path / "run/tensorboard"))
     events.Reload()
     [event] = events.Scalars("zero/pass@1")
@@ -257,6 +252,11 @@ def test_an_evaluation_goes_on_where_it_stopped_and_scoring_again_asks_nobody(
     again = aimo_evaluate(small_benchmark, "--samples", 4, "--audit")
     assert len(requests) == 24 and again.benchmarks["zero"] == figures and "zero" in again.out
     assert all(row["ours"] != row["math-verify"] for row in again.audit["zero"])
+    # Another benchmark joins. A question that does not fit counts as cut off.
+    rows = [{"problem": problem, "answer": "0"} for problem in ("long " * 2000, "0?")]
+    done = aimo_evaluate(write_rows(tmp_path / "x.jsonl", *rows), "--samples", 1, "--server", url)
+    assert done.benchmarks["x"]["cut_off"] == done.benchmarks["x"]["no_answer"] == 0.5
+    assert set(done.benchmarks) == set(done.leakage) == {"zero", "x"}
 
 
 @pytest.mark.parametrize(
@@ -281,13 +281,6 @@ def test_servers_and_engines_that_fail_cost_nothing_that_has_ended(monkeypatch, 
     assert len(completions.read_completions(tmp_path / "x.jsonl")[1]) == 4
 
 
-def test_a_question_that_does_not_fit_counts_as_cut_off(aimo_evaluate, tmp_path, model_server):
-    rows = [{"problem": problem, "answer": "0"} for problem in ("long " * 2000, "0?")]
-    path = write_rows(tmp_path / "x.jsonl", *rows)
-    done = aimo_evaluate(path, "--samples", 1, "--server", model_server[0])
-    assert done.benchmarks["x"]["cut_off"] == done.benchmarks["x"]["no_answer"] == 0.5
-
-
 # Which model was evaluated
 
 
@@ -308,14 +301,7 @@ def adapter(tmp_path_factory):
     return folder
 
 
-def test_another_benchmark_joins_those_of_the_folder(aimo_evaluate, model_server, small_benchmark):
-    other = write_rows(small_benchmark.with_name("other.jsonl"), {"problem": "0?", "answer": "0"})
-    for benchmark in small_benchmark, other:
-        done = aimo_evaluate(benchmark, "--samples", 2, "--server", model_server[0])
-    assert set(done.benchmarks) == set(done.leakage) == {"zero", "other"}
-
-
-def test_a_model_is_known_by_its_content_and_not_by_its_place(tmp_path, adapter):
+def test_a_model_is_known_by_its_content_and_not_by_its_place(tmp_path, adapter, monkeypatch):
     copy = shutil.copytree(TINY, tmp_path / "copy")
     assert identity(copy) == identity(TINY) and is_same_model(fingerprint(TINY), identity(copy))
     same = shutil.copytree(adapter, tmp_path / "b/grpo/trained")
@@ -323,23 +309,18 @@ def test_a_model_is_known_by_its_content_and_not_by_its_place(tmp_path, adapter)
     assert not is_same_model(fingerprint(TINY), identity(TINY, adapter))
     change_weights(same / "adapter_model.safetensors")
     assert identity(TINY, same) != identity(TINY, adapter)
-    before = {identity(copy)}
+    found = {identity(copy)}
     for name in ("chat_template.jinja", "tokenizer.json", "model.safetensors"):
         change_weights(copy / name)
-        before.add(identity(copy))
-    assert len(before) == 4
-
-
-def test_one_changed_tensor_of_a_large_model_is_another_model(tmp_path, monkeypatch):
-    """A merged adapter of few modules changes few tensors, and perhaps none in the middle of a file."""
+        found.add(identity(copy))
+    assert len(found) == 4
+    # A merged adapter of few modules changes few tensors of a large file, and perhaps none in its middle.
     monkeypatch.setattr(model_folder, "WHOLE", 0)
-    found = set()
     for changed in range(9):
-        tensors = {f"layer.{i}": np.zeros(100_000, np.float32) for i in range(9)}
-        tensors[f"layer.{changed}"] += 1
+        tensors = {f"layer.{i}": np.full(100_000, i == changed, np.float32) for i in range(9)}
         save_file(tensors, tmp_path / "model.safetensors")
         found.add(identity(tmp_path))
-    assert len(found) == 9
+    assert len(found) == 13
 
 
 def test_another_adapter_is_sampled_and_never_shown_with_the_figures_of_the_first(
@@ -388,24 +369,15 @@ def test_equal_answers_vote_together_whatever_they_look_like():
     assert figures["by_subject"]["sums"]["questions"] == 2 and figures["by_level"]["1"]["pass@1"][0] == 0.5
 
 
-def integers(*golds):
-    return [Question(str(i), "", str(gold)) for i, gold in enumerate(golds)]
-
-
 def test_a_roads_figures_are_shares_of_completions_and_of_problems_and_follow_the_seed():
-    found = scored([[1, 1, 3, None], [2, 3, 3, None]], integers(1, 2))
+    one, two = Question("1", "", "1"), Question("2", "", "2")
+    found = scored([[1, 1, 3, None], [2, 3, 3, None]], [one, two])
     assert found.metrics() == {"format": 0.0, "pass@1": 3 / 8, "maj@4": 1 / 2, "mean_tokens": 11.5}
-    curve = scored([[1, 1, 1, 3, 3, None]], integers(1)).vote_curve()
+    curve = scored([[1, 1, 1, 3, 3, None]], [one]).vote_curve()
     assert list(curve) == [1, 2, 4, 6] and curve[6] == 1.0 and 0 < curve[1] < 1
-    curves = [scored([[1, 3] * 8] * 5, integers(*[1] * 5), seed).vote_curve() for seed in (0, 0, 1)]
+    many = [replace(one, id=str(i)) for i in range(5)]
+    curves = [scored([[1, 3] * 8] * 5, many, seed).vote_curve() for seed in (0, 0, 1)]
     assert curves[0] == curves[1] != curves[2]
-
-
-def test_the_score_counts_only_known_answers():
-    answered = [(7, 7, {"7": 3}), (0, 5, {}), (0, None, {})]
-    solutions = [{"answer": answer, "gold": gold, "votes": votes} for answer, gold, votes in answered]
-    expected = {"questions": 3, "known": 2, "correct": 1, "fallbacks": 2}
-    assert submission.count_right(solutions) == expected
 
 
 # A run's models and rows: two samples of each problem, with answers that are no integers. 1 of 2, 2 of 2 and
@@ -420,8 +392,8 @@ SAMPLED = ["3.5", "4", r"\sqrt{8}", r"2\sqrt2", "x^2", "x+1"]
 class Model(Scripted):
     """A public model that gives the answers in turn."""
 
-    def __init__(self, folder, answers):
-        answers = itertools.cycle(answers)
+    def __init__(self, folder):
+        answers = itertools.cycle(SAMPLED)
         super().__init__(lambda *_: f"hm</think>It is \\boxed{{{next(answers)}}}.\x03")
         self.settings = resolve_settings(folder, {"samples": 2})
 
@@ -429,23 +401,10 @@ class Model(Scripted):
         pass
 
 
-@pytest.fixture
-def a_run(public_model, tmp_path):
-    """A stage of a run that trains, or of one that does not."""
-
-    def of(stage, *overrides):
-        profile = tmp_path / "public.yaml"
-        profile.write_text(json.dumps({"model": {"base": str(public_model)}}))
-        if stage != "inference":
-            profile = "tiny"
-            overrides = [*overrides, r"prompt.answer_start='\\boxed{'", "prompt.answer_end='}'"]
-        return runs.Run(config.load(profile, list(overrides)), tmp_path, stage, 0.0)
-
-    return of
-
-
-def test_held_out_problems_may_have_any_answer_and_a_public_model_its_own_format(public_model, a_run):
-    model, run = Model(public_model, SAMPLED), a_run("inference")
+def test_held_out_problems_may_have_any_answer_and_a_public_model_its_own_format(public_model, tmp_path):
+    model = Model(public_model)
+    (tmp_path / "p.yaml").write_text(json.dumps({"model": {"base": str(public_model)}}))
+    run = runs.Run(config.load(tmp_path / "p.yaml"), tmp_path, "inference", 0.0)
     figures = evaluate.evaluate_models(model, run, ROWS)["base"].metrics()
     assert figures["format"] == 1.0 and figures["pass@1"] == pytest.approx(3 / 6)
     assert figures["maj@2"] == pytest.approx(0.5, abs=0.2)
@@ -455,9 +414,15 @@ def test_held_out_problems_may_have_any_answer_and_a_public_model_its_own_format
     assert len(model.prompts) == before
 
 
-def test_pass_rates_and_pairs_are_of_any_answer(public_model, a_run, monkeypatch):
+def test_pass_rates_and_pairs_are_of_any_answer(public_model, tmp_path, monkeypatch):
+    def a_run(stage, *overrides):
+        boxed = [r"prompt.answer_start='\\boxed{'", "prompt.answer_end='}'"]
+        (tmp_path / stage / "pass_rates.json").unlink(missing_ok=True)
+        (tmp_path / stage / "pairs.json").unlink(missing_ok=True)
+        return runs.Run(config.load("tiny", [*overrides, *boxed]), tmp_path, stage, 0.0)
+
     for module in (scores, dpo):
-        monkeypatch.setattr(module, "Engine", lambda *_, **__: Model(public_model, SAMPLED))
+        monkeypatch.setattr(module, "Engine", lambda *_, **__: Model(public_model))
     run = a_run("grpo", "grpo.pass_rate=[0.2, 0.8]", "grpo.pass_rate_samples=2")
     kept, rates = scores.within_pass_rate(public_model, ROWS, run)
     assert rates == [0.5, 1.0, 0.0] and kept == ROWS[:1]
@@ -467,15 +432,27 @@ def test_pass_rates_and_pairs_are_of_any_answer(public_model, a_run, monkeypatch
     assert "3.5" in pair["chosen"][0]["content"] and "4" in pair["rejected"][0]["content"]
     # Of a competition, by its equality: 4 is within 20 % of 3.5, and no completion is wrong.
     near = {"slug": "near", "answer": {"kind": "number", "relative": 0.2}, "rules": "A number."}
-    near |= {"artefact": {"kind": "csv"}, "scoring": "tolerance"}
-    given = f"competition={json.dumps(near)}"
+    given = f"competition={json.dumps(near | {'artefact': {'kind': 'csv'}, 'scoring': 'tolerance'})}"
     run = a_run("grpo", "grpo.pass_rate=[0.2, 1]", "grpo.pass_rate_samples=2", given)
-    (run.folder / "pass_rates.json").unlink(missing_ok=True)
     assert scores.within_pass_rate(public_model, ROWS, run)[1] == [1.0, 1.0, 0.0]
     run = a_run("dpo", "dpo={learning_rate: 1e-6, samples: 2}", given)
-    (run.folder / "pairs.json").unlink(missing_ok=True)
     with pytest.raises(AimoError, match="none of 3 problems gave a right and a worse completion"):
         dpo.sample_pairs(public_model, ROWS, run)
+
+
+def test_evaluate_agrees_with_the_roads_figures_to_the_sample(tmp_path, model_server):
+    problems = [one.problem for one in sources.generate(9, "heldout", "evaluate")]
+    asked = [Question(str(i), problem, str(i % 3)) for i, problem in enumerate(problems)]
+    rows = [{"prompt": [{"role": "user", "content": q.problem}], "answer": q.answer} for q in asked]
+    sampler = Server([model_server[0]], TINY, resolve_settings(TINY))
+    theirs = scores.sample_rows(sampler, rows, Prompt(), 4, 7)
+    with CompletionFile(tmp_path / "x.jsonl", header(asked, seed=7)) as file:
+        completions.sample_file(sampler, file, 4, lambda: None)
+    sampler.close()
+    ours = scores.score(file.header, list(file.traces.values()))
+    texts = [[[trace.text for trace in group] for group in one.traces] for one in (ours, theirs)]
+    assert texts[0] == texts[1] and (ours.right == theirs.right).all() and 0 < ours.right.mean() < 1
+    assert ours.votes().mean() == theirs.metrics()["maj@4"]
 
 
 # Leakage and published figures
@@ -514,18 +491,15 @@ def test_leakage_asks_nobody_for_sets_that_a_card_names_unless_told_to(tmp_path,
     there = tmp_path / "cache/someone___known/default/0.0.0" / kept.name
     shutil.copytree(kept, there)
     (there / "json-train.arrow").rename(there / "known-train.arrow")
-    card = tmp_path / "model/README.md"
-    card.parent.mkdir()
+    asked.clear()
 
     def leakage(named, download=False):
-        asked.clear()
-        card.write_text(f"---\ndatasets:\n- {named}\n---\n\n# M\n")
-        return benchmarks.check_leakage(card.parent, {"x": [Question("q", text, "3")]}, download)["x"]
+        (tmp_path / "README.md").write_text(f"---\ndatasets:\n- {named}\n---\n\n# M\n")
+        return benchmarks.check_leakage(tmp_path, {"x": [Question("q", text, "3")]}, download)["x"]
 
-    assert leakage(rows)["share"] == 1
+    assert leakage(rows)["share"] == leakage("someone/known")["share"] == 1
     why = leakage("someone/unknown")["why"]
     assert "someone/unknown" in why and "--card-data" in why and asked == []
-    assert leakage("someone/known").get("share") == 1 and asked == []
     assert not datasets.config.HF_HUB_OFFLINE and not huggingface_hub.constants.HF_HUB_OFFLINE
     assert "someone/unknown" in leakage("someone/unknown", download=True)["why"] and asked
 
@@ -533,24 +507,5 @@ def test_leakage_asks_nobody_for_sets_that_a_card_names_unless_told_to(tmp_path,
 def test_what_is_measured_published_and_not_run_is_told_apart():
     rows, sources = benchmarks.beside_published("ours", {"aime24": 12.0})
     assert rows[0]["kind"] == "measured" and rows[0]["aime24"] == 12.0 and rows[0]["math500"] == "not run"
-    assert {row["kind"] for row in rows[1:]} == {"published"}
-    assert any(row["math500"] == 90.0 and "MindSpore" in row["model"] for row in rows)
+    assert any(row["math500"] == 90.0 and row["kind"] == "published" for row in rows[1:])
     assert {row["source"] for row in rows[1:]} == {source["number"] for source in sources}
-
-
-def test_evaluate_agrees_with_the_roads_figures_to_the_sample(tmp_path, model_server):
-    problems = sources.generate(9, "heldout", "evaluate")
-    rows = [
-        {"prompt": [{"role": "user", "content": p.problem}], "answer": str(i % 3)}
-        for i, p in enumerate(problems)
-    ]
-    asked = [Question(str(i), row["prompt"][0]["content"], row["answer"]) for i, row in enumerate(rows)]
-    sampler = Server([model_server[0]], TINY, resolve_settings(TINY))
-    theirs = scores.sample_rows(sampler, rows, Prompt(), 4, 7)
-    with CompletionFile(tmp_path / "x.jsonl", header(asked, seed=7)) as file:
-        completions.sample_file(sampler, file, 4, lambda: None)
-    sampler.close()
-    ours = scores.score(file.header, list(file.traces.values()))
-    texts = [[[trace.text for trace in group] for group in one.traces] for one in (ours, theirs)]
-    assert texts[0] == texts[1] and (ours.right == theirs.right).all() and 0 < ours.right.mean() < 1
-    assert ours.votes().mean() == theirs.metrics()["maj@4"]

@@ -13,7 +13,6 @@ from conftest import ROOT, TINY, here, refused
 from safetensors.numpy import load_file, save_file
 
 from aimo import config
-from aimo.inference.competitions import COMPETITIONS
 
 pytest_plugins = ["stand_in"]
 PAGE = (ROOT / "docs/competitions.md").read_text().partition("\n## An adapter")[2].partition("\n## ")[0]
@@ -55,24 +54,18 @@ def archived(run):
     return run / "submission.zip"
 
 
-def configured(**changes):
-    def change(run):
-        path = run / TRAINED / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return change
+def configured(run, **changes):
+    path = run / TRAINED / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def weighed(what):
-    def change(run):
-        path = run / TRAINED / "adapter_model.safetensors"
-        save_file(what(load_file(path)), path)
-
-    return change
+def weighed(run, what):
+    path = run / TRAINED / "adapter_model.safetensors"
+    save_file(what(load_file(path)), path)
 
 
-def renamed(old, new):
-    return weighed(lambda weights: {key.replace(old, new): value for key, value in weights.items()})
+def renamed(run, old, new):
+    weighed(run, lambda weights: {key.replace(old, new): value for key, value in weights.items()})
 
 
 def write_profile(run, *changes):
@@ -114,41 +107,36 @@ def test_the_page_s_commands_pack_and_submit_what_its_rules_take(made, kaggle):
 
 
 OF_THE_ADAPTER = [
-    (configured(r=16), ["its rank is 16, and the host takes 8 at most", "--set model.lora.rank=8"]),
-    (renamed("lora_A.weight", "lora_A.default.weight"), ["lora_A.default.weight, no weight of LoRA"]),
-    (weighed(lambda w: dict(list(w.items())[1:])), ["have the ranks 0 and 8", "adapter_config.json says 8"]),
-    (weighed(lambda w: {}), ["it holds nothing, no weight of LoRA"]),
-    (configured(base_model_name_or_path="/models/other"), ["for the base /models/other", "serves tiny-base"]),
-    (weighed(lambda w: {k: v.astype(float) for k, v in w.items()}), ["float64 weights", "float16; set"]),
-    (renamed("v_proj", "k_proj"), ["k_proj has weights, and the host takes those of q_proj, v_proj; leave"]),
-    (configured(note="x" * 1_000_000), ["MB, and the host takes 1; train a smaller rank"]),
-    (configured(use_dora=True), ["use_dora is True, which vLLM does not serve"]),
-    (configured(rank_pattern={"q_proj": 4}), ["rank_pattern is {'q_proj': 4}, which vLLM does not serve"]),
+    (lambda run: configured(run, r=16), "its rank is 16, and the host takes 8 at most; train with"),
+    (lambda run: renamed(run, "A.weight", "A.default.weight"), "lora_A.default.weight, no weight of LoRA"),
+    (lambda run: weighed(run, lambda w: dict(list(w.items())[1:])), "have the ranks 0 and 8, and adapter_c"),
+    (lambda run: weighed(run, lambda w: {}), "it holds nothing, no weight of LoRA"),
+    (lambda run: configured(run, base_model_name_or_path="/models/other"), "for the base /models/other, and"),
+    (lambda run: weighed(run, lambda w: {k: v.astype(float) for k, v in w.items()}), "has float64 weights"),
+    (lambda run: renamed(run, "v_proj", "k_proj"), "k_proj has weights, and the host takes those of q_proj,"),
+    (lambda run: configured(run, note="x" * 1_000_000), "MB, and the host takes 1; train a smaller rank"),
+    (lambda run: configured(run, use_dora=True), "use_dora is True, which vLLM does not serve"),
 ]
 OF_THE_RUN = [
-    (
-        lambda run: write_profile(run, *SFT, "model.base=Qwen/Qwen3-4B"),
-        ["its base is Qwen/Qwen3-4B", "serves tiny-base; train on"],
-    ),
-    (lambda run: (run / TRAINED / "adapter_model.safetensors").unlink(), ["missing; train stage sft"]),
-    (lambda run: shutil.rmtree(run / "sft/trained"), ["no stage of it has trained an adapter"]),
-    (continued, ["the ranks of sft and grpo add up to 16, and the host takes 8;", "--set model.lora.rank=4"]),
-    (lambda run: (continued(run), shutil.rmtree(run / TRAINED)), ["no adapter is there, and grpo starts"]),
+    (lambda run: write_profile(run, *SFT, "model.base=Qwen/Qwen3-4B"), "its base is Qwen/Qwen3-4B, and"),
+    (lambda run: (run / TRAINED / "adapter_model.safetensors").unlink(), "missing; train stage sft"),
+    (lambda run: shutil.rmtree(run / "sft/trained"), "no stage of it has trained an adapter"),
+    (continued, "sft and grpo add up to 16, and the host takes 8; train with --set model.lora.rank=4"),
+    (lambda run: (continued(run), shutil.rmtree(run / TRAINED)), "no adapter is there, and grpo starts"),
 ]
 
 
 @pytest.mark.parametrize("break_it, told", OF_THE_ADAPTER + OF_THE_RUN)
 def test_what_the_host_would_not_take_is_refused_in_one_line_and_nothing_is_written(made, break_it, told):
     break_it(made)
-    refused("kaggle", "pack", made, "--competition", "tiny.yaml", "--no-serve", told=told)
+    refused("kaggle", "pack", made, "--competition", "tiny.yaml", "--no-serve", told=[told])
     assert not (made / "submission.zip").exists() and not list(made.rglob("pack.json"))
 
 
 BROKEN = [
-    (lambda run: archived(run).write_bytes(b"PK"), ["it is no whole archive"]),
-    (lambda run: archived(run).write_bytes(archived(run).read_bytes()[:-9]), ["it is no whole archive"]),
-    (lambda run: zipfile.ZipFile(run / "submission.zip", "w").close(), ["host takes adapter_config.json"]),
-    (lambda run: ((run / TRAINED / "notes.md").touch(), archived(run)), ["notes.md, and the host takes"]),
+    (lambda run: archived(run).write_bytes(archived(run).read_bytes()[:-9]), "it is no whole archive"),
+    (lambda run: zipfile.ZipFile(run / "submission.zip", "w").close(), "host takes adapter_config.json"),
+    (lambda run: ((run / TRAINED / "notes.md").touch(), archived(run)), "notes.md, and the host takes"),
 ]
 
 
@@ -160,7 +148,7 @@ def test_an_archive_that_the_host_would_not_take_is_refused_before_anything_is_u
     if not (made / "submission.zip").exists():
         archived(made)
     submit = ["kaggle", "submit", made / "submission.zip", "--competition", "tiny.yaml", "--message", "m"]
-    refused(*submit, told=[*told, f"{made}/submission.zip"])
+    refused(*submit, told=[told, f"{made}/submission.zip"])
     assert not kaggle.requests
 
 
@@ -197,20 +185,21 @@ def test_adapters_of_stages_in_a_row_are_joined_into_one_that_computes_the_same(
     assert "rank 4 for" in pack(made / "sft"), "an earlier stage is packed by its name"
 
 
-def test_a_wrong_key_of_the_adapter_is_named(tmp_path):
-    for change, told in {
-        ("rank: 8", "rnk: 8"): "artefact.lora.rnk: unknown key, did you mean rank?",
-        ("temperature: 0.0", "temprature: 0.0"): "temprature",
-        ("kind: adapter", "kind: csv"): "lora: what the host takes goes with kind: adapter",
-        ("bases: [tiny-base]", "bases: []"): "artefact.lora.bases",
-    }.items():
-        (tmp_path / "tiny.yaml").write_text(RULES.replace(*change))
-        refused("competition", "check", tmp_path / "tiny.yaml", told=[told])
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (("rank: 8", "rnk: 8"), "artefact.lora.rnk: unknown key, did you mean rank?"),
+        (("temperature: 0.0", "temprature: 0.0"), "temprature"),
+        (("kind: adapter", "kind: csv"), "lora: what the host takes goes with kind: adapter"),
+    ],
+)
+def test_a_wrong_key_of_the_adapter_is_named(tmp_path, change, told):
+    (tmp_path / "tiny.yaml").write_text(RULES.replace(*change))
+    refused("competition", "check", tmp_path / "tiny.yaml", told=[told])
 
 
 def test_another_competition_takes_no_adapter(made):
     refused("kaggle", "pack", made, "--competition", "aimo3", told=["aimo3: it takes answers and no adapter"])
-    assert COMPETITIONS["nemotron-reasoning"].artefact.lora.serving["max_tokens"] == 7680
 
 
 @pytest.mark.engine
@@ -222,13 +211,10 @@ def test_vllm_serves_what_was_trained_and_the_score_is_forecast(made):
     from aimo.run import runs
     from aimo.train import models, trainers
 
-    profile = config.load(
-        "tiny", [*SFT[1:], "model.lora.rank=4", "model.lora.target_modules=[q_proj,v_proj]"]
-    )
-    (made / "profile.yaml").write_text(config.dump(profile))
-    rows = [
-        {"prompt": [{"role": "user", "content": f"What is {i} + 1?"}], "answer": str(i + 1)} for i in range(8)
-    ]
+    write_profile(made, *SFT[1:], "model.lora.rank=4", "model.lora.target_modules=[q_proj,v_proj]")
+    profile = config.load(made / "profile.yaml")
+    asked = [[{"role": "user", "content": f"What is {i} + 1?"}] for i in range(8)]
+    rows = [{"prompt": prompt, "answer": str(i + 1)} for i, prompt in enumerate(asked)]
     (made / "data").mkdir()
     pl.DataFrame(rows).write_parquet(made / "data/heldout.parquet")
 
