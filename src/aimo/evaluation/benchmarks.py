@@ -100,11 +100,9 @@ def find_benchmark(name: str) -> Benchmark:
 def read_benchmark(
     name: str, data: Path | None = None, rows: int | None = None, rules: Competition | None = None
 ) -> list[Question]:
-    """Return the first `rows` questions of a benchmark, from a file of the folder `data` or from the hub.
-
-    With a competition's `rules` it is a file in the layout of its test file. AimoError when the benchmark
-    cannot be had, when a problem or an answer is missing, or when the competition does not take an answer.
-    """
+    """Return the first `rows` questions of a benchmark, from a file of the folder `data` or from the hub;
+    with a competition's `rules`, from a file in the layout of its test file. AimoError names what is
+    missing."""
     if rules:
         competitions.check_scored(rules)
         if name in BENCHMARKS or not Path(name).is_file():
@@ -208,10 +206,8 @@ def run_lighteval(command: list[str], folder: Path) -> dict[str, Any]:
 def beside_published(
     model: str, measured: Mapping[str, float]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return rows with the model's pass@1 in percent and the published ones, and the numbered sources.
-
-    What has no figure is "not run". Nothing where only questions of one's own were measured.
-    """
+    """Return rows with the model's pass@1 in percent and the published ones, and the numbered sources:
+    nothing where only questions of one's own were measured."""
     if not measured.keys() & BENCHMARKS.keys():
         return [], []
     entries = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
@@ -234,11 +230,9 @@ def beside_published(
 def check_leakage(
     model: Path, asked: Mapping[str, list[Question]], download: bool
 ) -> dict[str, dict[str, Any]]:
-    """Return the share of each benchmark's text that stands in the model's training data.
-
-    `found` maps a question's id to its share. Where no training data is known or here, there is only `why`.
-    What the base model saw, and paraphrases, are not found.
-    """
+    """Return the share of each benchmark's text that stands in the model's training data, or `why` it is not
+    known; `found` maps a question's id to its share. What the base model saw, and paraphrases, are not
+    found."""
     try:
         data, texts = training_texts(model, download)
     except AimoError as e:
@@ -253,11 +247,9 @@ def check_leakage(
 
 
 def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
-    """Return where a model's training data is, and its problems with their solutions.
-
-    The data is that of the run that trained it, or the `datasets` of its card. AimoError where neither is
-    known, and for a set of the card that is not here, unless it may be downloaded.
-    """
+    """Return where a model's training data is, that of its run or the `datasets` of its card, and its
+    problems with their solutions. AimoError where neither is known, or a set is not here and may not be
+    downloaded."""
     run, card, texts = model.absolute().parent.parent / "data", model / "README.md", []
 
     def add(rows: pl.DataFrame, *columns: pl.Expr) -> None:

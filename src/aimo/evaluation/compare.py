@@ -60,11 +60,8 @@ class Comparison:
 
 
 def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str]:
-    """Compare evaluations with the first of them, or runs; write comparison.json and its page.
-
-    Returns the verdicts, or of runs a line with pass@1 of each model that more than one has. `allowed` are
-    the settings that may differ between evaluations.
-    """
+    """Compare evaluations with the first of them, or runs; write comparison.json and its page, and return the
+    verdicts. `allowed` are the settings that may differ between evaluations."""
     named = {path.name: path for path in folders}
     if len(named) < max(2, len(folders)):
         raise AimoError("compare takes two or more folders with different names; rename those of one name")

@@ -1,10 +1,7 @@
 """Evaluate models: `aimo evaluate` on benchmarks, notebook 04 on a run's held-out problems.
 
-`aimo evaluate` leaves in its folder
-
-    NAME.jsonl        the completions of a benchmark, with all that was asked (`completions`)
-    evaluation.json   the figures
-    evaluation.html   the page
+`aimo evaluate` leaves in its folder the completions of each benchmark with all that was asked (NAME.jsonl,
+`completions`), the figures (evaluation.json) and the page (evaluation.html).
 """
 
 import importlib
@@ -242,9 +239,7 @@ def question_row(one: Scores, i: int) -> dict[str, Any]:
 
 def track(to: str, folder: Path, name: str, figures: dict[str, dict[str, Any]]) -> None:
     """Send figures by benchmark or model to the tracker `to`, as `aime24/pass@1`; of intervals, the value.
-
-    "none" sends nothing; TensorBoard's files go into `folder`. AimoError when the package is missing.
-    """
+    "none" sends nothing; TensorBoard's files go into `folder`."""
     if to == "none":
         return
     firsts = {
@@ -329,11 +324,9 @@ def show_scores(found: dict[str, Scores]) -> None:
 
 
 def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, Scores]:
-    """Evaluate the base and each trained model on n held-out rows, one after the other in the same engine.
-
-    Writes majority.json and samples.json for the report. AimoError when vLLM does not compute what a stage
-    has trained.
-    """
+    """Evaluate the base and each trained model on n held-out rows, one after the other in the same engine,
+    and write majority.json and samples.json. AimoError when vLLM does not compute what a stage has
+    trained."""
     kept = {name: run.folder / f"{name}.json" for name in ("majority", "samples")}
     for path in kept.values():
         path.unlink(missing_ok=True)

@@ -86,10 +86,8 @@ def parse_rule(name: str) -> Rule:
 def play(
     samples: Sequence[RecordedSample], rule: Rule, budget: float = math.inf
 ) -> tuple[Vote, float, float]:
-    """Replay samples in the order in which they are started, for `budget` units of wall time at most.
-
-    Returns the rule's answer, the tokens that were written, and the wall time.
-    """
+    """Replay samples in the order of their starts, for `budget` units of wall time at most; return the rule's
+    answer, the tokens that were written, and the wall time."""
     running: dict[int, float] = {}  # sample: the time of its start
     ends: dict[int, float] = {}  # sample: the time at which it ends unless it is cut
     over: dict[int, Vote] = {}  # sample: its answer, in the order in which they end
@@ -162,17 +160,14 @@ def measure(
     samples: int | None = None,
     budget: float = math.inf,
 ) -> np.ndarray:
-    """Return (rules, 3, n) each rule's accuracy, tokens and wall time on n questions.
-
-    They are means over `draws` random orders of a question's samples, of `samples` of them or of all. An
-    order that was drawn twice is replayed once. Costs a second for 120,000 samples.
-    """
+    """Return (rules, 3, n) each rule's accuracy, tokens and wall time on n questions: means over `draws`
+    random orders of all or of so many `samples`. Costs a second for 120,000 samples."""
     rng = random.Random(seed)
     figures = np.zeros((len(rules), 3, len(questions)))
     for n, question in enumerate(questions):
         available = range(len(question.ours))
         count = min(len(available), samples or len(available))
-        orders = Counter(tuple(rng.sample(available, count)) for _ in range(draws))
+        orders = Counter(tuple(rng.sample(available, count)) for _ in range(draws))  # each is replayed once
         for order, times in orders.items():
             for r, rule in enumerate(rules):
                 figures[r, :, n] += times * np.array(replay_order(question, order, rule, budget))
@@ -207,11 +202,8 @@ def compare_rules(
     samples: int | None = None,
     budget: float = math.inf,
 ) -> list[Figures]:
-    """Measure our default and other rules on one file.
-
-    Without `rules`, those are every stop rule, and every recorded weight on all samples and with our stop
-    rule. AimoError for a weight that the file has not recorded.
-    """
+    """Measure our default and other rules on one file. Without `rules`, those are every stop rule, and every
+    recorded weight on all samples and with our stop rule."""
     recorded = ["equal", "length"]
     for weight in WEIGHTS:
         name = {"programs": "printed", "ties": "entropy"}.get(weight, weight)
@@ -321,10 +313,8 @@ class Forecast:
 def chances_of(
     questions: Sequence[RecordedQuestion], rule: Rule, samples: int = 16, draws: int = 300, seed: int = 0
 ) -> list[float]:
-    """Return (n,) the chance p_q that one run of a rule is right on each question.
-
-    Each of `draws` replays draws `samples` with replacement from those recorded.
-    """
+    """Return (n,) the chance p_q that one run of a rule is right on each question: the share of `draws`
+    replays of so many `samples`, drawn with replacement from those recorded."""
     rng = random.Random(seed)
     found = []
     for question in questions:
@@ -335,11 +325,8 @@ def chances_of(
 
 
 def forecast_score(rates: Sequence[float], runs: int, questions: int) -> Forecast:
-    """Forecast a day of `questions` questions with the chances `rates` (m,) of the recorded ones.
-
-    It asks these when there are as many; otherwise each is drawn from them. Exact, given the chances: the
-    convolution of the questions' distributions.
-    """
+    """Forecast a day of `questions` questions with the chances `rates` (m,) of the recorded ones: these when
+    there are as many, otherwise drawn from them. Exact: the convolution of the questions' distributions."""
     rights = range(runs + 1)  # of a question, binomial: given p_q, runs are independent
     each = np.array([[comb(runs, k) * p**k * (1 - p) ** (runs - k) for k in rights] for p in rates])
     chances = reduce(np.convolve, each if len(rates) == questions else [each.mean(axis=0)] * questions)
@@ -351,11 +338,9 @@ def forecast_score(rates: Sequence[float], runs: int, questions: int) -> Forecas
 
 
 def runs_to_tell(deviation: float, gain: float = 1.0) -> int:
-    """Return how many runs each of two settings needs to tell a gain in points from luck.
-
-    n = 2 ((z(0.975) + z(0.8)) deviation / gain)^2: a two-sided test of two means at the level of 0.05 finds
-    the gain with a probability of 0.8.
-    """
+    """Return the runs that each of two settings needs: n = 2 ((z(0.975) + z(0.8)) deviation / gain)^2, so
+    that a two-sided test of two means at the level of 0.05 finds the gain in points with a probability of
+    0.8."""
     return max(1, int(np.ceil(2 * (FOUND * deviation / gain) ** 2)))
 
 

@@ -199,10 +199,8 @@ def figures_of(scores: Scores) -> dict[str, Any]:
 
 
 def disagreements(scores: Scores) -> list[dict[str, Any]]:
-    """Return where math-verify and we disagree, once for each question, answer and verdict.
-
-    math-verify reads the whole completion, as lighteval and TRL use it: up to a tenth of a second each.
-    """
+    """Return where math-verify and we disagree, once for each question, answer and verdict. It reads the
+    whole completion, as lighteval and TRL use it: up to a tenth of a second each."""
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs each completion that it gives up
     configs = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
     found: dict[tuple[str, str | None, bool], dict[str, Any]] = {}
@@ -262,8 +260,7 @@ def sample_rows(
     """Sample n rows (`prompt`, `answer`) `num_samples` times each, with the engine's current weights.
 
     `progress` gets the number of completions that have ended, that of all, and `SoFar`. The same seed gives
-    the same samples, whatever the order of the rows. A competition's `rules` say what is right. AimoError
-    before sampling when a row has no answer.
+    the same samples, whatever the order of the rows. A competition's `rules` say what is right.
     """
     if without := sum(row["answer"] in (None, "") for row in rows):
         raise AimoError(f"{without} of {len(rows)} problems have no answer to judge by; leave them out")
@@ -340,10 +337,8 @@ class Interval:
 
 
 def ratio_interval(values: ArrayLike, baseline: ArrayLike, seed: int = 0) -> Interval:
-    """Return the ratio of the means of two (n,) measurements of the same questions, drawn together.
-
-    Costs 2,000 draws of n questions: 0.1 s for n = 1,000.
-    """
+    """Return the ratio of the means of two (n,) measurements of the same questions, drawn together. Costs
+    2,000 draws of n questions: 0.1 s for n = 1,000."""
     above, below = np.asarray(values, float), np.asarray(baseline, float)
     n = len(above)
     drawn = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
@@ -363,10 +358,8 @@ def mean_interval(values: ArrayLike, seed: int = 0) -> Interval:
 
 
 def sign_flip(differences: ArrayLike, seed: int = 0) -> float:
-    """Return the two-sided p-value of (n,) paired differences: how often random signs give as large a mean.
-
-    Fisher's randomisation test with FLIPS draws, which assumes no distribution.
-    """
+    """Return the two-sided p-value of (n,) paired differences: how often random signs give as large a mean
+    (Fisher's randomisation test with FLIPS draws, which assumes no distribution)."""
     given = np.asarray(differences, float)
     given = given[given != 0]
     rng, as_large = np.random.default_rng(seed), 0
@@ -386,11 +379,8 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
 
 
 def share_interval(values: ArrayLike, seed: int = 0) -> Interval:
-    """Return the mean of (n,) shares, one a question.
-
-    Where all are 0 or all are 1 the bootstrap sees no spread: the far bound is then the exact one of n equal
-    outcomes (Clopper and Pearson 1934).
-    """
+    """Return the mean of (n,) shares, one a question. Where all are 0 or all are 1 the bootstrap sees no
+    spread: the far bound is then the exact one of n equal outcomes (Clopper and Pearson 1934)."""
     found, spared = mean_interval(values, seed), 1 - ((1 - LEVEL) / 2) ** (1 / len(np.atleast_1d(values)))
     if found.low == found.high == 0:
         return Interval(0.0, 0.0, spared)

@@ -5,11 +5,7 @@ log-probabilities of each reply's n tokens three times: as trained (`log_probs`)
 the weights (`merged`), and without the adapter (`start`). Whoever serves the model reads the same tokens and
 compares: another chat template, number type or adapter shows at once.
 
-`pack_run` checks an adapter against what the host takes, serves it as the host does, then packs it:
-
-    RUN/STAGE/trained       the adapter, as training left it; those of stages in a row are joined into one
-    RUN/STAGE/pack.json     what was compared and forecast
-    RUN/submission.zip      adapter_config.json and adapter_model.safetensors; of one stage byte for byte
+`pack_run` checks an adapter against what the host takes, serves it as the host does, and packs it.
 """
 
 import asyncio
@@ -25,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import safe_open
 
 from aimo.config.profile import TRAINED
@@ -88,25 +83,24 @@ def compare(
     `kernels`: what the served model's own rounding explains in 16 bits.
     """
     talks, trained_in = kept["talks"], kept["dtype"]
-    kernels = 0.0 if trained_in == "float32" else kernels
-    if any(
-        talk["ids"] != ids or len(talk["log_probs"]) != len(values)
-        for talk, (ids, values) in zip(talks, found, strict=True)
-    ):
+    tokens = [(talk["ids"], len(talk["log_probs"])) for talk in talks]
+    if tokens != [(ids, len(values)) for ids, values in found]:
         cause = "its tokenizer or chat template makes other tokens of the same conversation"
         raise AimoError(f"{what} is not the model that was trained: {cause}; {remedy}")
-
-    def joined(key: str) -> NDArray[np.float64]:  # (tokens,)
-        return np.array([value for talk in talks for value in talk.get(key) or talk["log_probs"]])
-
-    served = np.array([value for _, values in found for value in values])
-    trained, merged, start = map(joined, ("log_probs", "merged", "start"))
+    served = np.array([value for _, values in found for value in values])  # (tokens,)
+    trained, merged, start = (
+        np.array([value for talk in talks for value in talk.get(key) or talk["log_probs"]])
+        for key in ("log_probs", "merged", "start")
+    )
     difference, rounding = np.abs(served - merged).mean(), np.abs(trained - merged).mean()
-    allowed = bound
-    if allowed is None:
+    allowed = EXACT
+    if bound is not None:
+        allowed = bound
+    elif kept.get("four_bits"):
+        allowed = FOUR_BITS
+    elif trained_in != "float32":
         in_16_bits = max(ROUNDED, TIMES * rounding) if "merged" in talks[0] else ALL_WEIGHTS
-        allowed = EXACT if trained_in == "float32" else max(in_16_bits, kernels)
-        allowed = FOUR_BITS if kept.get("four_bits") else allowed
+        allowed = max(in_16_bits, kernels)
     # Least squares of served = start + share (trained - start) + rounding: the share is 1 for what was
     # trained, 0 for the model that training began with, and about 0 for another adapter. A merge in 16 bits
     # may lose what is smaller than a weight's last bit.
@@ -131,11 +125,8 @@ def compare(
 def check_engine(
     engine: Engine, stage: Path, bound: float | None = None, remedy: str | None = None
 ) -> float | None:
-    """Return how far vLLM's log-probabilities are from those of the `stage` whose merged folder or adapter
-    the engine serves; None where the stage kept none, or vLLM was asked to compute other numbers.
-
-    AimoError as `compare`.
-    """
+    """Return what `compare` does of a `stage` whose folder or adapter vLLM serves; None where the stage kept
+    no log-probabilities, or vLLM was asked to compute other numbers."""
     kept, asked = read_kept(stage), engine.settings.vllm
     if not kept or ASKED_FOR & asked.keys():
         return None
@@ -173,11 +164,11 @@ NEUTRAL = {
 
 
 def pack_run(named: str, competition: str, questions: Path | None, serve: bool) -> list[str]:
-    """Check, serve and pack the adapter of RUN or RUN/STAGE; return what to tell, a line each.
+    """Check, serve and pack the adapter of RUN or RUN/STAGE (the last that trained); return what to tell.
 
-    Without a stage it is the last that trained. Without a file of `questions` the score is forecast on the
-    run's held-out problems. `serve` False neither compares nor forecasts. AimoError, before anything is
-    written, for what the host would not take.
+    Writes RUN/submission.zip, with the stage's own bytes or the adapters of stages in a row joined, and what
+    was compared and forecast as RUN/STAGE/pack.json. `serve` False does neither. AimoError, before anything
+    is written, for what the host would not take.
     """
     rules = competitions.find_competition(competition)
     lora = rules.artefact.lora
@@ -327,11 +318,8 @@ def is_one_of(names: tuple[str, ...], model: str) -> bool:
 def forecast(
     run: Run, rules: Competition, lora: AdapterRules, adapter: Path, questions: Path | None, told: list[str]
 ) -> dict[str, Any]:
-    """Serve an adapter as the host does; return what is forecast and compared, and add to what is `told`.
-
-    One engine of vLLM scores base and adapter by the host's sampling, prompt and metric, on a file of
-    questions or on the run's held-out problems. AimoError where what was trained is not what is served.
-    """
+    """Serve base and adapter as the host does, with its sampling, prompt and metric, on a file of questions
+    or on the run's held-out problems; return what is forecast and compared, and add to what is `told`."""
     # (id, problem, known answer) of the questions
     if questions:
         rows = competitions.pose(files.read_texts(questions, "questions "), questions, rules)

@@ -159,10 +159,7 @@ def solution_records(
 
 def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
     """Answer the run's test file through the local gateway; return a record of each question, in its order.
-
-    Writes the file that the competition takes, submission.parquet without one, and solutions.json for the
-    report; of a competition that takes an adapter an empty one alone.
-    """
+    Writes the file that the competition takes, submission.parquet without one, and solutions.json."""
     rules, profile = run.profile.rules, run.profile
     if rules and rules.artefact.kind == "adapter":  # it takes no answers
         write_json(run.folder / "solutions.json", [])
@@ -238,10 +235,8 @@ def read_submission(rules: Competition, path: Path) -> dict[str, Any]:
 
 
 def score_file(rules: Competition, submission: Path, known: Path) -> str:
-    """Return the score of a file of answers in words, as the host would count it.
-
-    `known` has the right answers in a column `answer` or the artefact's.
-    """
+    """Return the score of a file of answers in words, as the host would count it. `known` has the right
+    answers in a column `answer` or the artefact's."""
     competitions.check_scored(rules)
     artefact, found = rules.artefact, read_submission(rules, submission)
     right = files.read_texts(known, "answers ")

@@ -96,12 +96,9 @@ class Firsts:
 def read_traces(
     paths: Sequence[Path], golds: Mapping[str, int | str] | None = None, kind: AnswerKind = INTEGER
 ) -> list[Traces]:
-    """Return all that the files hold; `golds` by question go over those of the files.
-
-    `kind` is that of the answers in public traces; a journal names its own.
-    Raises AimoError for a line that is cut off, has unknown fields or is of another model than the journals
-    before it, and for a question without a gold answer.
-    """
+    """Return all that the files hold; `golds` by question go over those of the files. `kind` is that of the
+    answers in public traces; a journal names its own. AimoError for a line that is broken or of another
+    model."""
     traces, journals = [], []
     for path in paths:
         first = next(lines(path), (0, {}))[1]
