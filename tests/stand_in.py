@@ -345,8 +345,9 @@ class Handler(BaseHTTPRequestHandler):
             if not self.fault(f"GET {name}"):
                 self.answer(200, kaggle.kernels[f"{owner}/{slug}"][int(number)].files[name])
         elif not self.fault("GET log"):
-            slug = path.removeprefix("/v1/kernels/logs/stream/")
-            lines = [json.dumps({"data": line}) for line in kaggle.kernels[slug][-1].log] + ["END_OF_LOG"]
+            slug, _, number = path.removeprefix("/v1/kernels/logs/stream/").partition("?versionLabel=v")
+            version = kaggle.kernels[slug][int(number) - 1]
+            lines = [json.dumps({"data": line}) for line in version.log] + ["END_OF_LOG"]
             data = "".join(f"data: {line}\n\n" for line in lines).encode()
             self.answer(200, data, Content_Type="text/event-stream")
 

@@ -133,7 +133,7 @@ def test_a_competition_s_data_lie_where_the_local_gateway_finds_them(kaggle, aim
         ("login-check", ["GetAcceleratorQuotaStatistics"]),
         ("data aimo3", ["DownloadDataFiles"]),
         ("push submission --wait", ["SaveKernel"]),
-        ("logs submission", ["GetKernel", "GetKernelSessionStatus", "ListKernelSessionOutput"]),
+        ("status submission", ["GetKernel", "GetKernelSessionStatus"]),
         ("output submission", ["GetKernel", "ListKernelFiles"]),
         ("model push RUN", ["GetModelInstance", "PUT model.safetensors", "CreateModelInstanceVersion"]),
         ("dataset push RUN --name aimo-data", ["ListDatasetFiles", "CreateDatasetVersion"]),

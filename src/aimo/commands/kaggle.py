@@ -99,14 +99,12 @@ def logs(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None
     """Print a version's log, as it comes while it runs."""
     with client.sign_in(dry_run) as api:
         version, _ = versions.find_version(api, kernel, number)
-        state, _ = versions.ask_state(api, version)
-        if state == versions.State.RUNNING:
-            versions.follow_log(api, version)
-        elif lines := versions.read_log(api, version):
-            print("\n".join(lines))
-        else:
-            api.end_dry_run()
-            print(f"{version} is {state.name.lower()} and has no log yet")
+        api.end_dry_run()
+        line = None
+        for line in versions.read_log(api, version):
+            print(line, flush=True)
+        if line is None:
+            print(f"{version} has no log yet; see `aimo kaggle status`")
 
 
 @app.command()

@@ -251,16 +251,11 @@ def sign_in(dry_run: bool = False) -> Iterator[Api]:
 
 
 def subject(request: Any) -> str:
-    """Return what a request is about, such as `kernel me/aimo-submission`."""
-    fields = request.to_field_map()
-    owner = fields.get("owner_slug") or fields.get("user_name") or fields.get("kernel_owner")
-    found = []
-    for kind in ("competition", "kernel", "model", "dataset"):
-        own = fields.get("slug") if kind in type(request).__name__.lower() else None
-        if name := fields.get(f"{kind}_slug") or fields.get(f"{kind}_name") or own:
-            owned = owner and kind != "competition" and "/" not in name
-            found.append(f"{kind} {owner}/{name}" if owned else f"{kind} {name}")
-    return ", ".join(found) or re.sub(r"^Api|Request$", "", type(request).__name__)
+    """Return what a request is about, such as `kernel me/aimo-submission`, or the request's name."""
+    area = type(request).__module__.split(".")[1].removesuffix("s")
+    parts = ("slug", "_owner", "user_name", "competition_name")
+    names = [str(value) for key, value in request.to_field_map().items() if value and key.endswith(parts)]
+    return f"{area} {'/'.join(names)}" if names else re.sub(r"^Api|Request$", "", type(request).__name__)
 
 
 def status_of(error: requests.RequestException) -> tuple[int | None, str]:

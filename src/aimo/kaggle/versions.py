@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,10 +40,9 @@ class Version(NamedTuple):
     def __str__(self) -> str:
         return f"{self.ref} version {self.number}"
 
-    def fields(self) -> dict[str, str]:
-        owner, _, slug = self.ref.rpartition("/")
-        label = f"v{self.number}" if self.number else ""  # Kaggle knows no version by the bare number
-        return {"user_name": owner, "kernel_slug": slug, "version_label": label}
+    @property
+    def path(self) -> str:  # as Kaggle's client names it
+        return f"{self.ref}/{self.number}"
 
 
 def read_metadata(folder: Path, owner: str) -> dict[str, Any]:
@@ -113,8 +113,14 @@ def find_version(api: Api, name: str, number: int | None = None) -> tuple[Versio
 
 
 def ask_state(api: Api, version: Version) -> tuple[State, str]:
-    answer = api.ask(of_kernels.ApiGetKernelSessionStatusRequest, **version.fields())
+    answer = api.kernels_status(version.path)
     return answer.status, " ".join(answer.failure_message.split())
+
+
+def read_log(api: Api, version: Version) -> Iterator[str]:
+    """Yield the lines of a version's log, while it runs as they come."""
+    for event in api.kernels_logs_stream(version.path):
+        yield from str(event.get("data", "")).splitlines()
 
 
 def follow_version(api: Api, version: Version, metadata: dict[str, Any]) -> None:
@@ -133,7 +139,13 @@ def follow_version(api: Api, version: Version, metadata: dict[str, Any]) -> None
                     print(f"{version} {told}")
         last = state
         if state == State.RUNNING:
-            seen = follow_log(api, version, seen)
+            with contextlib.suppress(
+                requests.RequestException, ValueError
+            ):  # it breaks off until the next look
+                for count, line in enumerate(read_log(api, version), 1):
+                    if count > seen:
+                        print(line, flush=True)
+                        seen = count
         if state in ENDED:
             break
         if state in WAITING and time.monotonic() - began > START_WITHIN_S:
@@ -143,32 +155,14 @@ def follow_version(api: Api, version: Version, metadata: dict[str, Any]) -> None
             )
         time.sleep(POLL_S)
     if state != State.COMPLETE:
-        print("\n".join(["the last lines of its log:", *read_log(api, version)[-LAST_LINES:]]))
+        print("\n".join(["the last lines of its log:", *[*read_log(api, version)][-LAST_LINES:]]))
         raise StageError(f"{version} ended as {state.name.lower()}: {message or 'Kaggle names no reason'}")
 
 
-def follow_log(api: Api, version: Version, seen: int = 0) -> int:
-    """Print a running version's log from the entry `seen` on, until it breaks off; return how many came."""
-    with contextlib.suppress(requests.RequestException, ValueError):
-        for count, event in enumerate(api.kernels_logs_stream(version.ref), 1):
-            if count > seen:
-                print(str(event.get("data", "")).rstrip("\n"), flush=True)
-                seen = count
-    return seen
-
-
-def read_log(api: Api, version: Version, text: str | None = None) -> list[str]:
-    """Return the lines of a version's log, which Kaggle keeps as JSON entries with `data`, or as text."""
-    if text is None:
-        text = str(api.ask(of_kernels.ApiListKernelSessionOutputRequest, **version.fields()).log)
-    try:
-        return "".join(entry["data"] for entry in json.loads(text)).splitlines()
-    except (ValueError, TypeError, KeyError):
-        return text.splitlines()
-
-
 def list_output(api: Api, version: Version) -> dict[str, int]:
-    answers = api.pages(of_kernels.ApiListKernelFilesRequest, **version.fields())
+    owner, slug = version.ref.split("/")
+    named = {"user_name": owner, "kernel_slug": slug, "version_label": f"v{version.number}"}
+    answers = api.pages(of_kernels.ApiListKernelFilesRequest, **named)
     return {file.name: file.size for answer in answers for file in answer.files}
 
 
@@ -176,34 +170,32 @@ def download_output(api: Api, version: Version) -> Path:
     """Download a version's output and log to runs/kaggle/SLUG/NUMBER, and return that folder.
 
     It is whole or does not exist; what an earlier call has left of it is continued.
-
     AimoError for a file that is missing or of another size than Kaggle lists.
     """
-    slug, sizes = version.ref.rpartition("/")[2], list_output(api, version)
+    slug, sizes = version.ref.split("/")[1], list_output(api, version)
     api.end_dry_run()
     folder = OUTPUT / slug / str(version.number)
-    partial, log = folder.with_name(f"{folder.name}.partial"), f"{slug}.log"
+    partial = folder.with_name(f"{folder.name}.partial")
     for attempt in range(1, TRIES + 1):
         try:
-            api.kernels_output(f"{version.ref}/{version.number}", str(partial), quiet=True)
+            api.kernels_output(version.path, str(partial), quiet=True)
             break
         except (
             requests.ConnectionError,
             requests.Timeout,
-        ):  # to a file; the client repeats what breaks inside
+        ):  # at a file's start; within one the client goes on
             if attempt == TRIES:
                 raise
         time.sleep(PAUSE_S * 2 ** (attempt - 1))
-    if not any(partial.iterdir()):
-        raise AimoError(f"{version} has no output yet; see `aimo kaggle status`")
     found = {str(path.relative_to(partial)): path for path in partial.rglob("*") if path.is_file()}
+    if not found:
+        raise AimoError(f"{version} has no output yet; see `aimo kaggle status`")
     wrong = [name for name, size in sizes.items() if name not in found or found[name].stat().st_size != size]
     for name in found.keys() & {*wrong}:
         found[name].unlink()
     if wrong:
         raise AimoError(f"{version}: not whole: {', '.join(sorted(wrong))}; give the same command again")
-    if log in found:
-        write_whole(found[log], "\n".join(read_log(api, version, found[log].read_text())) + "\n")
+    write_whole(partial / f"{slug}.log", "".join(f"{line}\n" for line in read_log(api, version)))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder
