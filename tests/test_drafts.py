@@ -8,7 +8,6 @@ from aimo.inference.competitions import read_competition
 
 pytest_plugins = ["stand_in"]
 ABOUT = {"title": "Which is it?", "deadline": "2026-12-31T23:59:00Z", "maxDailySubmissions": 3}
-SERVER = b"class WhichInferenceServer: pass\n"
 
 
 @pytest.mark.parametrize(
@@ -47,25 +46,22 @@ SERVER = b"class WhichInferenceServer: pass\n"
                 "session_s: 32400  # ? no hours are named",
             ],
         ),
-        (  # integers through a server
+        (  # integers through a server, without a sample submission
             {
                 "test.csv": b"id,problem,a,b\n1,how many?,2,3\n",
                 "reference.csv": b"id,problem,a,b,answer\n1,x,2,3,500000\n",
-                "kaggle_evaluation/which_inference_server.py": SERVER,
+                "kaggle_evaluation/which_inference_server.py": b"class WhichInferenceServer: pass\n",
             },
             {"code": "GPU Notebooks run for 5 hours on an H100."},
             [
+                "inputs: {id: id, problem: problem}",
                 "answer: {kind: integer, low: 0, high: 500000}",
                 "artefact: {kind: server, server: which_inference_server.WhichInferenceServer}\n",
                 "accelerators: [NvidiaH100]",
                 "session_s: 18000\n",
             ],
         ),
-        (
-            {},
-            {},
-            ["inputs: {id: id, problem: problem}  # ? no test file", "kind: text", "questions: 50  # ?"],
-        ),
+        ({}, {}, ["inputs: {id: id, problem: problem}  # ? no test file", "kind: text"]),
     ],
 )
 def test_a_draft_has_what_the_pages_and_the_data_say_and_marks_the_rest(

@@ -3,7 +3,6 @@
 import csv
 import json
 
-import pytest
 from conftest import here, refused
 
 from aimo import config
@@ -22,10 +21,13 @@ def write(path, head, body):
         csv.writer(file).writerows([head, *body])
 
 
-@pytest.mark.parametrize("head", [("problem", "answer", "solution"), ("Question", "gold", "Response")])
-def test_one_file_serves_sft_grpo_and_the_held_out_set(tmp_path, monkeypatch, head):
+def test_one_file_serves_sft_grpo_and_the_held_out_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "my.csv", head, [*rows(), ("", 3, "no text"), ("How many?", "", "")])
+    write(
+        tmp_path / "my.csv",
+        ("Question", "gold", "Response"),
+        [*rows(), ("", 3, "no text"), ("How many?", "", "")],
+    )
     done = here("init", "my.csv")
     assert done.returncode == 0, done
     profile = config.load("my.yaml")
@@ -67,13 +69,3 @@ def test_what_cannot_be_a_profile_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.yaml"))
     done = here("init", "odd.csv", "--prompt-column", "text", "--answer-column", "key")
     assert done.returncode == 0 and config.load("odd.yaml").data.grpo.columns.problem == "text"
-
-
-@pytest.mark.slow
-def test_a_run_prints_the_rows_that_it_kept_and_dropped(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "my.csv", ("problem", "answer", "solution"), rows())
-    said = here("init", "my.csv").stdout.splitlines()[:3]
-    done = here("run", "--profile", "my.yaml", "--run-dir", "run", "--until", "data")
-    assert done.returncode == 0, done
-    assert done.stdout.splitlines()[2:5] == said and "same text as in heldout" in said[1]

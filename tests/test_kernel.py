@@ -24,8 +24,6 @@ from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings
 from aimo.kaggle import kernels
 
-BUILT = ROOT / "kernels" / "submission" / "aimo-submission.ipynb"
-KERNELS = ["probe", "wheels", "train", "submission", "evaluate"]
 SIZES = {"wheels": 50, "train": 400, "submission": 200, "evaluate": 300}  # the most, in KB
 
 
@@ -35,7 +33,7 @@ def parameters(notebook):
     return next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", kernels.KERNELS)
 def test_the_committed_kernel_is_what_the_sources_build(name, tmp_path):
     fresh = kernels.build_kernel(name, tmp_path)
     built = kernels.FOLDER / name / fresh.name
@@ -62,19 +60,12 @@ def test_a_kernel_shows_its_settings_first_and_folds_the_files_that_it_ships(nam
         assert text.rstrip() == file.read_text().rstrip()
 
 
-def test_its_parameters_are_those_that_serve_takes():
-    names: dict = {}
-    exec(parameters(BUILT), {}, names)
-    assert sorted(names) == sorted(inspect.signature(gateway.serve_submission).parameters)
-
-
-@pytest.mark.parametrize("name", ["aimo2-r1-14b-awq", "tiny"])
-def test_a_profiles_settings_stand_in_its_first_cell_each_below_a_comment(tmp_path, name):
-    built = kernels.build_kernel("submission", tmp_path, name)
-    cell = parameters(built)
+def test_its_parameters_are_those_that_serve_takes_and_a_profiles_settings_each_below_a_comment(tmp_path):
+    cell = parameters(kernels.build_kernel("submission", tmp_path, "aimo2-r1-14b-awq"))
     names: dict = {}
     exec(cell, {}, names)
-    assert names["settings"] == config.load(name).inference.written
+    assert sorted(names) == sorted(inspect.signature(gateway.serve_submission).parameters)
+    assert names["settings"] == config.load("aimo2-r1-14b-awq").inference.written
     lines = cell.splitlines()
     for key in fields(Settings):
         (place,) = (i for i, line in enumerate(lines) if re.match(rf' +(# )?"{key.name}": ', line))
@@ -90,44 +81,28 @@ def test_a_profile_that_trains_stands_whole_in_train_and_another_has_no_use_ther
     for name, profile in ("train", "aimo3-gpt-oss-120b"), ("wheels", "kaggle-t4"):
         with pytest.raises(AimoError, match=f"^kernel {name} has no use for profile {profile}; it goes into"):
             kernels.build_kernel(name, tmp_path, profile)
-
-
-@pytest.mark.parametrize("name", ["../kernels/submission", ""])
-def test_a_kernel_is_a_folder_of_kernels(name, tmp_path):
     with pytest.raises(AimoError, match="use one of probe, wheels, train, submission, evaluate"):
-        kernels.build_kernel(name, tmp_path)
-    assert not list(tmp_path.iterdir())
+        kernels.build_kernel("../kernels/submission", tmp_path)
+
+
+WALL = "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"  # 72
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("competition, rerun", [("aimo2", True), ("aimo3", False)])
-def test_it_answers_with_a_public_model_alone_in_an_empty_folder(
-    tmp_path, public_model, shared, competition, rerun
-):
+def test_it_answers_with_a_public_model_alone_in_an_empty_folder(tmp_path, public_model, competition, rerun):
     """In a rerun a gateway asks over gRPC, else that of the competition's package; a profile's settings."""
     profile = tmp_path / "public.yaml"
     inference = {"samples": 16, "max_tokens": 96, "temperature": 0.9, "user": "Q: {problem}"}
     profile.write_text(json.dumps({"model": {"base": str(public_model)}, "inference": inference}))
     text = kernels.build_kernel("submission", tmp_path, str(profile)).read_text()
     rules, test_csv, inputs = COMPETITIONS[competition], tmp_path / "test.csv", tmp_path / "input"
-    column = rules.inputs.problem
-    questions = [
-        {"id": "first", column: "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"},
-        {"id": "empty", column: ""},
-        {"id": "long", column: "x + " * 2000},
-    ]
-    reference = pl.read_csv(shared / competition / "reference.csv", infer_schema=False)[:2].select(
-        "id", column
-    )
-    pl.concat([pl.DataFrame(questions), reference]).write_csv(test_csv)
+    questions = {"id": ["first", "empty", "long"], rules.inputs.problem: [WALL, "", "x + " * 2000]}
+    pl.DataFrame(questions).write_csv(test_csv)
     shutil.copytree(public_model, inputs / "model")
     folder, working = machine.attach_competition(inputs, rules, test_csv), tmp_path / "working"
-    parameters = {
-        "competition": competition,
-        "model": str(inputs / "model"),
-        "test_csv": str(folder / "test.csv"),
-        "time_limit_s": 3000,
-    }
+    parameters = {"competition": competition, "model": str(inputs / "model"), "time_limit_s": 3000}
+    parameters["test_csv"] = str(folder / "test.csv")
     if rerun:
         out = tmp_path / "submission.parquet"
         ran, told = machine.rerun(text, inputs, working, folder, test_csv, out, parameters)
@@ -137,43 +112,34 @@ def test_it_answers_with_a_public_model_alone_in_an_empty_folder(
         ran = machine.run(text, inputs, working, parameters)
     assert ran, ran.log[-20:]
     answers = dict(pl.read_parquet(out)["id", "answer"].rows())
-    assert answers | {"first": 72, "empty": 0, "long": 0} == answers
-    assert answers.keys() == {"first", "empty", "long", *reference["id"]}
+    assert answers == {"first": 72, "empty": 0, "long": 0}
     used = json.loads((working / "settings.json").read_text())
     assert (used["temperature"], used["top_p"], used["user"]) == (0.9, 0.95, "Q: {problem}")
     said = machine.printed(working)
-    assert "5 questions answered" in said and "empty" in said and "do not fit" in said
-    assert "temperature: 0.9" in said
+    assert "3 questions answered" in said and "do not fit" in said and "temperature: 0.9" in said
     steps = "wheels", "imports", "weights", "import of vLLM", "plan", "start of the engine", "first answer"
     assert all(re.search(rf"^{name}: .*\d", said, re.MULTILINE) for name in steps)
     assert not machine.printed(working, "stderr")
 
 
 @pytest.mark.engine
-def test_evaluate_scores_files_by_the_competition_s_points_and_leaves_a_page_and_journals(tmp_path, shared):
+def test_evaluate_scores_files_by_the_competition_s_points_and_leaves_a_page_and_journals(tmp_path):
     inputs, working = tmp_path / "input", tmp_path / "working"
     shutil.copytree(TINY, inputs / "model")
     (inputs / "made").mkdir()
-    wall = "What area of a 7 by 12 wall is not covered by a 4 by 3 door?"
-    made = pl.DataFrame({"id": ["right", "wrong"], "problem": [wall, wall], "answer": [72, 71]})
+    made = pl.DataFrame({"id": ["right", "wrong"], "problem": [WALL, WALL], "answer": [72, 71]})
     made.write_csv(inputs / "made" / "easy.csv")
-    (inputs / "aimo3").mkdir()
-    reference = pl.read_csv(shared / "aimo3" / "reference.csv", infer_schema=False)[:2]
-    reference.write_csv(inputs / "aimo3" / "reference.csv")
     text = kernels.build_kernel("evaluate", tmp_path, "tiny").read_text()
-    files = [str(inputs / "made" / "easy.csv"), str(inputs / "aimo3" / "reference.csv")]
+    files = [str(inputs / "made" / "easy.csv")]
     parameters = {"model": str(inputs / "model"), "files": files, "time_limit_s": 600}
     ran = machine.run(text, inputs, working, parameters)
     assert ran, ran.log[-20:]
-    easy, reference = json.loads((working / "evaluation.json").read_text())
+    (easy,) = json.loads((working / "evaluation.json").read_text())
     assert (easy["file"], easy["questions"], easy["score"]) == ("made-easy", 2, 1)
     assert easy["right in each pass"] == [1, 1]
-    assert (reference["file"], reference["questions"]) == ("aimo3-reference", 2)
     page = (working / "evaluation.html").read_text()
-    assert "made-easy, pass 2" in page and wall in page
-    for name in ("made-easy", "aimo3-reference"):
-        for number in (1, 2):
-            assert (working / f"{name}.journal-{number}.jsonl").read_text().count('"answer"')
+    assert "made-easy, pass 2" in page and WALL in page
+    assert all((working / f"made-easy.journal-{number}.jsonl").stat().st_size for number in (1, 2))
 
 
 def test_the_probe_says_what_a_machine_without_a_gpu_has(tmp_path, monkeypatch):
