@@ -2,15 +2,19 @@
 
 import json
 from contextlib import ExitStack
+from functools import cache, partial
 
 import pytest
 from conftest import TINY
 from model_server import standing
 
-from aimo.inference import server
+from aimo.inference import chat_format, server
 from aimo.inference.errors import AimoError
+from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.server import Server
 from aimo.inference.settings import Settings
+
+TOKENIZER = cache(partial(read_tokenizer, TINY))  # it takes half a second
 
 
 def event(**choice):
@@ -35,37 +39,23 @@ BAD = {
 }
 
 
-@pytest.fixture(scope="module")
-def stands():
-    """Two servers that send their replies in order, the last one again; a client of the first and of both."""
-
-    def next_reply(of):
-        return lambda body, n: of.replies.pop(0) if len(of.replies) > 1 else of.replies[0]
-
-    with ExitStack() as started:
-        both = [started.enter_context(standing(None)) for _ in range(2)]
-        for one in both:
-            one.behave = next_reply(one)
-        urls = [one.url for one in both]
-        yield both, [started.enter_context(Server(urls[:count], TINY)) for count in (1, 2)]
+def sample(client):
+    return client.run(client.sample([1, 2, 3], 0, Settings(max_tokens=8)))
 
 
 @pytest.fixture
-def serving(stands, monkeypatch):
-    """Let servers give these replies. Returns a client of them, and the first server."""
+def serving(monkeypatch):
+    """A client of servers that send these replies in order, the last one again, and the first server."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-    both, clients = stands
+    monkeypatch.setattr(chat_format, "read_tokenizer", lambda *_, **__: TOKENIZER())
+    with ExitStack() as started:
 
-    def start(*replies):
-        for stand, own in zip(both, replies, strict=False):
-            stand.replies, stand.bodies, stand.keys = own, [], []
-        return clients[len(replies) - 1], both[0]
+        def start(*replies):
+            behaviours = [lambda _, n, own=own: own[min(n, len(own) - 1)] for own in replies]
+            stands = [started.enter_context(standing(behave)) for behave in behaviours]
+            return started.enter_context(Server([stand.url for stand in stands], TINY)), stands[0]
 
-    return start
-
-
-def sample(client):
-    return client.run(client.sample([1, 2, 3], 0, Settings(max_tokens=8)))
+        yield start
 
 
 @pytest.mark.parametrize("fault", BAD)
@@ -79,22 +69,17 @@ def test_a_reply_that_is_no_stream_is_asked_for_again_and_a_server_of_such_told_
     assert 2 <= len(stand.bodies) <= server.TRIES * (server.RETRIES + 1)
 
 
-def test_of_two_servers_the_one_in_health_answers_and_null_texts_are_empty(serving):
-    for fault in ("an error body with HTTP 200", "HTTP 503", "HTTP 429"):
-        client, _ = serving([BAD[fault]], [event(text=None) + WHOLE])
-        assert [sample(client).text for _ in range(2)] == ["42"] * 2
+@pytest.mark.parametrize("fault", ["an error body with HTTP 200", "HTTP 503", "HTTP 429"])
+def test_of_two_servers_the_one_in_health_answers_and_null_texts_are_empty(serving, fault):
+    client, _ = serving([BAD[fault]], [event(text=None) + WHOLE])
+    assert [sample(client).text for _ in range(2)] == ["42"] * 2
 
 
-def test_a_request_that_is_refused_is_not_repeated(serving):
+def test_a_request_that_is_refused_is_not_repeated_and_has_the_key_without_its_line_break(
+    serving, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-key\n")
     client, stand = serving([('{"error": {"message": "too long"}}', 400, {})])
     with pytest.raises(AimoError, match="too long"):
         sample(client)
-    assert len(stand.bodies) == 1
-
-
-def test_the_key_of_the_environment_is_sent_without_its_line_break(serving, stands, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", " sk-key\n")
-    _, stand = serving([WHOLE])
-    with Server([stand.url], TINY) as client:
-        sample(client)
-    assert stand.keys == ["Bearer sk-key"] * 2
+    assert len(stand.bodies) == 1 and stand.keys == ["Bearer sk-key"] * 2

