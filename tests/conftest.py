@@ -158,6 +158,12 @@ def refused(*arguments: object, told: list[str]) -> None:
     assert done.stderr.count("\n") == 1 and all(part in done.stderr for part in told), done.stderr
 
 
+def lines(path: Path, *rows: dict) -> Path:
+    """Write a file of JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def wait_for(condition: Callable[[], object], timeout: float = 300) -> None:
     end = time.time() + timeout
     while not condition():

@@ -9,7 +9,7 @@ import zlib
 import polars as pl
 import pytest
 import yaml
-from conftest import TINY
+from conftest import TINY, lines
 
 from aimo import config
 from aimo.data import prepare, sources
@@ -50,8 +50,7 @@ def saved(p, tokenizer, folder):
 
 def with_sft(tmp_path, tokenizer, rows, name="problem", **keys):
     """A column of the SFT set of these rows under some keys, and what was dropped."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"answer": 1, "solution": "work"} | row) + "\n" for row in rows))
+    path = lines(tmp_path / "rows.jsonl", *({"answer": 1, "solution": "work"} | row for row in rows))
     told = [key for key in ("kind", "pass_rate", "correct") if key in rows[0]]
     columns = {key: key for key in ("solution", *told)}
     sets = prepared(tiny(sft={"source": str(path), "columns": columns, **keys}), tokenizer)
@@ -211,8 +210,7 @@ def test_a_completion_is_thought_and_answer_in_their_tags_or_a_verbatim_solution
     empty = sum(text.startswith(p.prompt.think_start + p.prompt.think_end) for text in texts) / len(texts)
     assert abs(empty - p.data.sft.empty_thoughts) < 0.05
     said = "<start_working_out>one<end_working_out>\n<SOLUTION>1</SOLUTION>"
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(PLAIN | {"answer": 1, "solution": said}) + "\n")
+    path = lines(tmp_path / "rows.jsonl", PLAIN | {"answer": 1, "solution": said})
     p = tiny(sft={"source": str(path), "verbatim": True})
     assert prepare.format_sets(prepared(p, tokenizer), p)["sft"]["completion"][0][0]["content"] == said
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import polars as pl
 import pytest
-from conftest import TINY, here
+from conftest import TINY, here, lines
 from model_server import standing
 
 from aimo import config
@@ -27,16 +27,11 @@ def serving(behave=lambda body, n: reply(), model="teacher", delay=0.0):
     return standing(behave, model, delay=delay)
 
 
-def problems_file(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture
 def problems(tmp_path, monkeypatch):
     monkeypatch.setattr(distil, "REST_S", 0.05)
     rows = [{"problem": f"What is {i} + 1?", "answer": i + 1} for i in range(6)]
-    return problems_file(tmp_path / "problems.jsonl", rows)
+    return lines(tmp_path / "problems.jsonl", *rows)
 
 
 def sampled(problems, *servers, out="out.jsonl", **keys):
@@ -221,7 +216,7 @@ def test_built_in_problems_and_mixtures_are_distilled_without_repeats(problems):
 def test_columns_are_chosen_and_problems_told_apart_by_the_uuid_column(problems):
     path, out = problems.parent / "other.jsonl", problems.parent / "out.jsonl"
     rows = [{"q": "1 + 1?", "uuid": "a"}, {"q": "1 + 1?", "uuid": "b"}, {"q": "2 + 1?", "uuid": "b"}]
-    problems_file(path, rows)
+    lines(path, *rows)
     options = ["--dataset-name", path, "--prompt-column", "q", "--uuid-column", "uuid", "--output-file", out]
     options += ["--num-generations", 1, "--set", "distil.columns.answer=null"]
     with serving() as server:
@@ -241,7 +236,7 @@ def test_a_run_serves_its_teacher_where_no_server_is_named_and_keeps_what_is_rig
             yield server.url, None
 
     monkeypatch.setattr(distil.vllm_process, "serving", serve)
-    source = problems_file(tmp_path / "bits.jsonl", [{"problem": f"{i}?", "answer": 1} for i in range(4)])
+    source = lines(tmp_path / "bits.jsonl", *({"problem": f"{i}?", "answer": 1} for i in range(4)))
     keys = [f"model.base={TINY}", "seed=3", f"distil.source={source}", "distil.rows=null"]
     keys += ["distil.reject.pass_rate=[0.0, 1.0]"]
     run = runs.Run(config.load("tiny-distil", keys), tmp_path, "distil", 0.0)
@@ -330,7 +325,7 @@ def test_what_is_kept_is_a_source_and_shown_on_a_page(tmp_path, suffix):
     ]
     out = tmp_path / f"kept.{suffix}"
     page = ["--page", tmp_path / "page.html"]
-    done = here("reject", problems_file(tmp_path / "samples.jsonl", samples), "--out", out, *page)
+    done = here("reject", lines(tmp_path / "samples.jsonl", *samples), "--out", out, *page)
     assert done.returncode == 0, done.stderr
     assert "2 dropped: unfinished" in done.stdout and "1 kept, of 1 problems" in done.stdout
     rows, _ = sources.load_source(config.Source(str(out), preset="aimo reject"), 0, "data.sft")
@@ -339,7 +334,7 @@ def test_what_is_kept_is_a_source_and_shown_on_a_page(tmp_path, suffix):
     ]
     headline = json.loads((tmp_path / "page.json").read_text())["headline"]
     assert headline.startswith("1 completions kept, pass rate 0.")
-    path = problems_file(tmp_path / "mine.jsonl", [{"problem": SUM, "answer": "2", "text": "\\boxed{2}"}])
+    path = lines(tmp_path / "mine.jsonl", {"problem": SUM, "answer": "2", "text": "\\boxed{2}"})
     done = here("reject", path, "--solution-column", "text", "--out", out)
     assert done.returncode == 0 and "1 kept" in done.stdout, "no other column of aimo distil is needed"
 
@@ -352,7 +347,7 @@ def test_what_is_kept_does_not_depend_on_the_order_in_which_samples_ended(tmp_pa
     ]
     written = []
     for order in (samples, samples[::-1]):
-        path = problems_file(tmp_path / "samples.jsonl", [sample | {"complete": True} for sample in order])
+        path = lines(tmp_path / "samples.jsonl", *(sample | {"complete": True} for sample in order))
         table, _ = sources.load_source(config.Source(str(path), preset="aimo distil"), 0, "distil")
         written.append(distil.reject(table, Reject(max_per_problem=3)).kept.to_dicts())
     assert written[0] == written[1]

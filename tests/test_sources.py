@@ -5,6 +5,7 @@ import shutil
 
 import polars as pl
 import pytest
+from conftest import lines
 from test_data import saved, tokenizer  # noqa: F401 a fixture
 
 from aimo import config
@@ -65,11 +66,6 @@ def load(source, where="data.sft", **keys):
 
 def problems_in(source, **keys):
     return [row["problem"] for row in load(source, **keys)[0]]
-
-
-def lines(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.mark.parametrize("name", sources.PRESETS)
