@@ -1,6 +1,5 @@
 """A Chinese page has its English one's headings, commands, links and figures, and each leads to the other."""
 
-import calendar
 import re
 from collections import Counter
 from pathlib import Path
@@ -8,21 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import MARKDOWN, ROOT
 
-MONTHS = dict(zip(calendar.month_name[1:], map(str, range(1, 13)), strict=True))
 PAIRS = {
     ROOT / "README.md": ROOT / "README.zh-CN.md",
     **{ROOT / "docs" / page.name: page for page in sorted((ROOT / "docs/zh").glob("*.md"))},
 }
 TWINS = PAIRS | {chinese: english for english, chinese in PAIRS.items()}
-
-
-def target(page: Path, link: str) -> str:
-    """Where a link leads, as the English pages name it; anchors within twins are translated."""
-    name, _, anchor = link.partition("#")
-    path = (page.parent / name).resolve() if name else page
-    if "://" in link or path not in TWINS:
-        return link if "://" in link else f"{path.relative_to(ROOT)}#{anchor}"
-    return str((path if path in PAIRS else TWINS[path]).relative_to(ROOT))
 
 
 def sections(page: Path) -> list[Counter]:
@@ -34,20 +23,24 @@ def sections(page: Path) -> list[Counter]:
         if token.nesting == 1:
             found[-1]["block", token.tag] += 1
         elif token.type == "fence":  # without comments; of a picture, the last column
-            lines = (
-                re.sub(r".* {2,}(?=\S)" if "►" in x else r"(^|\s+)# .*", "", x)
-                for x in token.content.splitlines()
-            )
-            found[-1].update(("command", line) for line in lines)
+            for line in token.content.splitlines():
+                shown = re.sub(r".* {2,}(?=\S)" if "►" in line else r"(^|\s+)# .*", "", line)
+                found[-1]["command", shown] += 1
         for child in token.children or ():
+            link = child.attrs.get("href") or child.attrs.get("src")
             if child.type == "code_inline":
                 found[-1]["code", child.content] += 1
-            elif link := child.attrs.get("href") or child.attrs.get("src"):
-                found[-1]["link", target(page, link)] += 1
-        if token.type == "inline":  # a month's name before a year is a figure, as in Chinese
-            prose = " ".join(child.content for child in token.children if child.type == "text")
-            prose = re.sub(rf"({'|'.join(MONTHS)})(?= \d{{4}})", lambda month: MONTHS[month[1]], prose)
-            found[-1].update(("figure", number) for number in re.findall(r"\d+(?:[.,]\d+)*", prose))
+            elif child.type == "text":
+                found[-1].update(
+                    ("figure", number) for number in re.findall(r"\d+[.,]\d+|\d{3,}", child.content)
+                )
+            elif link and "://" in link:
+                found[-1]["link", link] += 1
+            elif link:  # as the English pages name it; anchors within twins are translated
+                name, _, anchor = link.partition("#")
+                path = (page.parent / name).resolve() if name else page
+                english = path if path in PAIRS else TWINS.get(path)
+                found[-1]["link", english or f"{path}#{anchor}"] += 1
     return found
 
 
