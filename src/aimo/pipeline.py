@@ -235,8 +235,7 @@ def train_in_session(
     return made
 
 
-def checkpoint_of(folder: Path, stage: str) -> str | None:
-    """Return the checkpoint from which a stage that a session's end stopped continues."""
+def checkpoint_of(folder: Path, stage: str) -> str | None:  # of a stage that a session's end stopped
     if read_metrics(folder)["stages"].get(stage, {}).get("stopped") != runs.SESSION_OVER:
         return None
     return f"{stage}/{runs.newest_first(folder / stage)[0].name}"

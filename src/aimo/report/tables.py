@@ -99,27 +99,23 @@ def samples(path: Path, limit: int = 12) -> Html:
 def worst_tokens_of_solutions(
     rows: list[dict[str, Any]], worst: list[dict[str, Any]], limit: int = 5
 ) -> Html:
-    """Show the solutions whose least likely token the model finds least likely."""
     order = sorted(range(len(worst)), key=lambda i: worst[i]["log_prob"])[:limit]
-    return table(
-        [
-            {"log-probability": worst[i]["log_prob"], "token": worst[i]["token"]}
-            | {"problem": rows[i]["prompt"][-1]["content"], "solution": rows[i]["completion"][-1]["content"]}
-            for i in order
-        ]
-    )
+    shown = []
+    for i in order:
+        problem, solution = rows[i]["prompt"][-1]["content"], rows[i]["completion"][-1]["content"]
+        shown.append({"log-probability": worst[i]["log_prob"], "token": worst[i]["token"]})
+        shown[-1] |= {"problem": problem, "solution": solution}
+    return table(shown)
 
 
 def preferences(rows: list[dict[str, Any]]) -> Html:
     """Show the number of DPO pairs of each kind, and the first pair of each."""
     first = {row["kind"]: row for row in reversed(rows)}
-    return table(
-        [
-            {"rejected for being": kind, "pairs": n}
-            | {side: first[kind][side][-1]["content"] for side in ("prompt", "chosen", "rejected")}
-            for kind, n in Counter(row["kind"] for row in rows).items()
-        ]
-    )
+    shown = []
+    for kind, n in Counter(row["kind"] for row in rows).items():
+        texts = {side: first[kind][side][-1]["content"] for side in ("prompt", "chosen", "rejected")}
+        shown.append({"rejected for being": kind, "pairs": n} | texts)
+    return table(shown)
 
 
 # Notebook 04: models, and the answers to a test file as `evaluation.submission` records them
@@ -127,17 +123,14 @@ def preferences(rows: list[dict[str, Any]]) -> Html:
 
 def completions(rows: list[dict[str, Any]], **columns: list[str]) -> Html:
     """Show the same problems answered by several models, one column each, beside the gold answer."""
-    return table(
-        [
-            {"problem": row["prompt"][-1]["content"], "gold": str(row["answer"])}
-            | {name: texts[i] for name, texts in columns.items()}
-            for i, row in enumerate(rows)
-        ]
-    )
+    shown = []
+    for i, row in enumerate(rows):
+        shown.append({"problem": row["prompt"][-1]["content"], "gold": str(row["answer"])})
+        shown[-1] |= {name: texts[i] for name, texts in columns.items()}
+    return table(shown)
 
 
 def evaluation(models: dict[str, dict[str, Any]]) -> Html:
-    """Show the held-out figures of each model, by its name."""
     rows = [{"model": MODELS[name]} | figures for name, figures in models.items()]
     return table(rows) if rows else note("The profile has no held-out problems.")
 
@@ -145,25 +138,15 @@ def evaluation(models: dict[str, dict[str, Any]]) -> Html:
 def answers(solutions: list[dict[str, Any]]) -> Html:
     """Show each question with its answer, the gold answer where it is known, and how its vote went."""
     rows = []
-    for solution in solutions:
-        samples, tally = solution["samples"], solution["tally"]
-        stopped = sum(sample["end"] == "stopped" for sample in samples)
-        votes = solution["votes"].get(str(solution["answer"]), 0)
-        rows.append(
-            {
-                "id": solution["id"],
-                "problem": textwrap.shorten(solution["problem"], 160),
-                "answer": str(solution["answer"]),
-                "gold": "" if solution["gold"] is None else str(solution["gold"]),
-                "votes": f"{votes} of {len(samples) - stopped}",
-                "share of weight": f"{tally[0]['share']:.0%}" if tally else "",
-                "stop": solution["stop"] or "",
-                "stopped early": stopped,
-                "tokens": sum(sample["tokens"] for sample in samples),
-                "seconds": solution["seconds"],
-                "note": solution["note"],
-            }
-        )
+    for s in solutions:
+        stopped = sum(sample["end"] == "stopped" for sample in s["samples"])
+        votes = f"{s['votes'].get(str(s['answer']), 0)} of {len(s['samples']) - stopped}"
+        share = f"{s['tally'][0]['share']:.0%}" if s["tally"] else ""
+        tokens = sum(sample["tokens"] for sample in s["samples"])
+        row = {"id": s["id"], "problem": textwrap.shorten(s["problem"], 160), "answer": str(s["answer"])}
+        row |= {"gold": "" if s["gold"] is None else str(s["gold"]), "votes": votes, "share of weight": share}
+        row |= {"stop": s["stop"] or "", "stopped early": stopped, "tokens": tokens}
+        rows.append(row | {"seconds": s["seconds"], "note": s["note"]})
     return table(rows)
 
 

@@ -110,7 +110,6 @@ def code_reward(
 
 
 def in_service(name: str, program: str, given: str) -> str | None:
-    """Return what a program prints in a service; None for a failure."""
     script = SCRIPT.format(program=program, given=given, limit=TIME_LIMIT_S)
     try:
         if name == "e2b":
@@ -261,7 +260,6 @@ def with_header(code: str, problem: str = "") -> str:
 
 @functools.cache
 def tests_of_year(year: int) -> dict[tuple[str, str], Test]:
-    """Return all tests of a year's IOI, by problem and name, from the hub."""
     from datasets import load_dataset  # loads pandas
 
     rows: Any = load_dataset("open-r1/ioi-test-cases", name=str(year), split="train")
@@ -270,10 +268,11 @@ def tests_of_year(year: int) -> dict[tuple[str, str], Test]:
 
 @functools.lru_cache(maxsize=32)
 def generated_tests(folder: str, problem: str) -> list[dict[str, str]]:
-    """Return a problem's tests in the files of open-r1/codeforces, one a contest."""
     if not Path(folder).is_dir():
         raise AimoError(f"CF_TESTS_FOLDER: there is no folder {folder}; download the tests, or unset it")
-    path = Path(folder, f"test_cases_{int(problem.split('/')[0]):04d}.parquet")
+    path = Path(
+        folder, f"test_cases_{int(problem.split('/')[0]):04d}.parquet"
+    )  # open-r1/codeforces: one a contest
     if not path.exists():
         return []
     rows = pl.read_parquet(path).filter(pl.col("problem_id") == problem)
@@ -411,7 +410,6 @@ def compiled(files: tuple[tuple[str, str], ...]) -> bytes:
 
 
 def compile_here(files: tuple[tuple[str, str], ...]) -> sandbox.Result:
-    """Run g++ in the sandbox; it prints the library in base64."""
     sources = [name for name, _ in files if name.endswith(".cpp")]
     options = ["-O2", "-std=c++17", "-shared", "-fPIC", "-fmax-errors=9", "-Igraders"]
     command = [shutil.which("g++") or "g++", *options, *sources, "-o", "program.so"]

@@ -48,7 +48,6 @@ def check_links(folder: Path) -> None:
 
 
 def push_model(folder: Path, repo: str) -> str:
-    """Push a model folder to a private repository of the hub; return its address."""
     check_links(folder)
     remedy = f"check HF_TOKEN. The model is kept in {folder}"
     with refusals(f"training.push_to_hub: {repo!r} was refused (REASON); {remedy}"):

@@ -67,7 +67,6 @@ class Run:
         return folder
 
     def models(self) -> dict[str, Path]:
-        """Return the folders of the base, downloaded if need be, and of each trained model."""
         base = hub.local_folder(self.profile.model.base, self.profile.model.revision)
         return {"base": base} | {name: self.dir / STAGES[name].product for name in self.profile.trained}
 
@@ -95,7 +94,6 @@ class Run:
         return {"data_sha256": found[1]} if found else {}
 
     def finish(self, **record: Any) -> None:
-        """Record the stage as finished, with its seconds and figures."""
         recorded = read_metrics(self.dir)
         recorded["stages"][self.stage] = record | {"seconds": round(time.time() - self.started, 1)}
         names = {"profile": self.profile.profile, "seed": self.profile.seed}
@@ -368,7 +366,6 @@ def product_of(folder: Path, stage: str) -> Path:
 
 
 def answers_of(folder: Path) -> Path | None:
-    """Return a run's file of answers; None before there is one."""
     files = (folder / f"submission{kind}" for kind in (".parquet", ".csv"))
     return next((path for path in files if path.exists()), None)
 
