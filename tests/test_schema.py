@@ -1,13 +1,11 @@
 """Every key of a profile, set to another value, changes something that a run makes or hands to a library.
 
-The walk takes the keys from the dataclasses of `aimo.config`, so that a new key without an effect fails here
-by its name. A `Case` says where to look: at TRL's configuration, vLLM's arguments, a sampled question, the
-rows, the chat template, a reward, a file. The first case whose pattern fits a key is its case.
+A new key without an effect fails here by its name. A `Case` says where to look; the first whose pattern fits
+a key is its case.
 """
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -251,54 +249,15 @@ def base_model(profile: config.Profile, folder: Path) -> Any:
         return run.start_model()
 
 
-def built(stage: str) -> Callable[[config.Profile, Path], Any]:
-    """A stage's trainer before its first step: its rows, what orders and tries them, and who watches."""
-
-    def observe(profile: config.Profile, folder: Path) -> Any:
-        made = rows(profile, folder)
-        reply = [{"role": "assistant", "content": "<SOLUTION>1</SOLUTION>"}]
-        pairs = [{**row, "chosen": reply, "rejected": reply[:1]} for row in made["grpo"]]
-        with tempfile.TemporaryDirectory() as name:
-            model, own = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile)
-            rest = [made["sft_test"]] if stage == "sft" else []
-            train = models.training_of(stage)
-            tables = made | {"dpo": pairs, "opd": made["grpo"]}
-            run = runs.Run(profile, Path(name), stage, 0.0)
-            given = tables[stage], run, *rest, made["grpo_test"]
-            (((trainer,), _),) = captured(
-                lambda: train(model, own, *given), **{"transformers.Trainer.train": capture}
-            )
-        watching = [
-            (type(one).__name__, {name: value for name, value in vars(one).items() if type(value) is int})
-            for one in trainer.callback_handler.callbacks
-        ]
-        chosen = [getattr(trainer, name, None) for name in ("by_length", "max_resample")]
-        return [len(trainer.train_dataset), chosen, watching]
-
-    return observe
-
-
-SFT_RUN, GRPO_RUN, DPO_RUN, OPD_RUN = map(built, ("sft", "grpo", "dpo", "opd"))
-
-
-def limits(profile: config.Profile, folder: Path) -> Any:
-    """Whether a stage stops after an hour and after a gigabyte."""
-    from transformers import TrainerControl, TrainerState
-
-    from aimo.train.callbacks import Budgets
-
-    found = []
-    with tempfile.TemporaryDirectory() as name:
-        weights = Path(name) / "sft/checkpoint-2/model.safetensors"
-        weights.parent.mkdir(parents=True)
-        weights.touch()
-        os.truncate(weights, 10**9)
-        for event in ("on_step_end", "on_save"):
-            watching, control = Budgets(runs.Run(profile, Path(name), "sft", 0.0)), TrainerControl()
-            watching.started -= 3600
-            getattr(watching, event)(None, TrainerState(global_step=2), control)
-            found.append(control.should_training_stop)
-    return found
+def sft_order(profile: config.Profile, folder: Path) -> Any:
+    """Whether a step of SFT's trainer holds rows of like length."""
+    made, run = rows(profile, folder), runs.Run(profile, folder, "sft", 0.0)
+    given = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile), made["sft"], run
+    (((trainer,), _),) = captured(
+        lambda: models.training_of("sft")(*given, made["sft_test"], made["grpo_test"]),
+        **{"transformers.Trainer.train": capture},
+    )
+    return trainer.by_length
 
 
 def served_model(profile: config.Profile, folder: Path) -> Any:
@@ -375,31 +334,19 @@ def asked(profile: config.Profile, folder: Path) -> Any:
 
 
 def proved(profile: config.Profile, folder: Path) -> Any:
-    """What each role of a proof is asked and for how many tokens, and how long it may take."""
+    """What each role of a proof is asked and says, and how long a problem may take."""
     from scripted import Scripted
 
-    asked = []
+    def write(number, prompt):
+        said = f"It is so, {number}. " * 40
+        return said if "Prove" in prompt else f"{said}Proof {number}, \\boxed{{{number % 6}}}\x03"
 
-    class Counted(Scripted):
-        async def sample(self, prompt, seed, settings, until=None):
-            text, this = self.tokenizer.decode(prompt), copy(self)
-            asked.append([text, settings.max_tokens])
-            said = (
-                f"It is so, {seed}. " * 40 if "Prove" in text else f"Proof {seed}, \\boxed{{{seed % 6}}}\x03"
-            )
-            this.write = lambda *_: said
-            return await Scripted.sample(this, prompt, seed, settings, until)
-
-    sampler = Counted(None)
+    sampler, budgets, solve = Scripted(write), [], proofs.Prover.solve
     sampler.settings = profile.solver_settings(TINY)
     with pytest.MonkeyPatch.context() as patch:
-        budgets = []
-        run = proofs.Prover.run
-        patch.setattr(
-            proofs.Prover, "run", lambda self, budget: [budgets.append(budget), run(self, budget)][1]
-        )
-        proofs.prove_problem(sampler, "?", Proof())
-    return [budgets, sorted(map(str, asked))]
+        patch.setattr(proofs.Prover, "solve", lambda self, s: budgets.append(s) or solve(self, s))
+        solution = proofs.prove_problem(sampler, "?", Proof())
+    return [budgets, sorted(sampler.prompts), sorted((one.role, one.text) for one in solution.samples)]
 
 
 def questions(profile: config.Profile, folder: Path) -> Any:
@@ -435,7 +382,7 @@ class Case:
     @property
     def slow(self) -> bool:
         """Whether it trains, or loads vLLM."""
-        return self.observe in (SFT_RUN, GRPO_RUN, DPO_RUN, OPD_RUN, vllm)
+        return self.observe in (sft_order, vllm)
 
 
 OVERLONG = {"grpo.rewards": {"soft_overlong_punishment": {"max_completion_len": 60, "soft_punish_cache": 50}}}
@@ -452,12 +399,12 @@ def of(section: str, look: Any, **values: Any) -> list[Case]:
     return [Case(f"{section}.{key}", look, value) for key, value in values.items()]
 
 
-def stage(name: str, look: Any, run: Any) -> list[Case]:
+def stage(name: str, look: Any) -> list[Case]:
     """The keys that every stage that trains has."""
     return [
         Case(f"{name}.min_lr_rate", look, given={f"{name}.scheduler": "cosine_with_min_lr"}),
         Case(f"{name}.trl", look, {"adam_beta2": 0.9}),
-        Case(f"{name}.probe_steps", run, 1),
+        Case(f"{name}.probe_steps", "the training: test_training"),
     ]
 
 
@@ -483,16 +430,15 @@ CASES = [
     Case("data.sft.columns.id", "what is distilled: test_distil"),
     Case("data.sft.min_logprob", "the rows: test_worst_tokens"),
     Case("data.*", "the rows: test_data test_sources"),
-    *stage("sft", SFT_ARGS, SFT_RUN),
+    *stage("sft", SFT_ARGS),
     Case("sft.packing_strategy", SFT_ARGS, given={"sft.packing": True}),
-    Case("sft.group_by_length", SFT_RUN),
+    Case("sft.group_by_length", sft_order),
     Case("sft.*", SFT_ARGS),
-    *stage("grpo", GRPO_ARGS, GRPO_RUN),
+    *stage("grpo", GRPO_ARGS),
     *of("grpo", GRPO_ARGS, generation="vllm_server", gradient_accumulation_steps=2),
     Case("grpo.vllm_server_url", GRPO_ARGS, "http://localhost:1", {"grpo.generation": "vllm_server"}),
     Case("grpo.degenerate", GRPO_ARGS, "penalty"),
-    Case("grpo.max_resample", GRPO_RUN, 2),
-    Case("grpo.sample_steps", GRPO_RUN, 1),
+    *of("grpo", "the training: test_training", max_resample=None, sample_steps=None),
     Case("grpo.pass_rate*", "the problems of GRPO: test_evaluate"),
     Case("grpo.tools", "GRPO's trainer: test_tool_use"),
     Case("grpo.max_prompt_length", rows, 20),
@@ -501,10 +447,10 @@ CASES = [
     Case("grpo.rewards.soft_overlong_punishment.*", rewards, given=OVERLONG),
     Case("grpo.rewards.*", rewards),
     Case("grpo.*", GRPO_ARGS),
-    *stage("dpo", DPO_ARGS, DPO_RUN),
+    *stage("dpo", DPO_ARGS),
     *of("dpo", "the pairs of DPO: test_stages", problems=None, samples=None),
     Case("dpo.*", DPO_ARGS),
-    *stage("opd", OPD_ARGS, OPD_RUN),
+    *stage("opd", OPD_ARGS),
     Case("opd.teacher", "the check of the teacher: test_opd"),
     Case("opd.max_prompt_length", rows, 20),
     Case("opd.*", OPD_ARGS),
@@ -531,7 +477,7 @@ CASES = [
     Case("inference.*", asked),
     Case("training.served_bound", served_model),
     Case("training.log_to", SFT_ARGS, "tensorboard"),
-    *of("training", limits, time_limit_s=60, disk_gb=0.5),
+    *of("training", "when a stage stops: test_training", time_limit_s=None, disk_gb=None),
     Case("training.push_*", "where a model goes: test_push"),
     Case("training.cache_dir", hub_cache, FOLDER),
 ]

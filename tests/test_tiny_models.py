@@ -57,13 +57,13 @@ def test_what_it_is_trained_on_is_what_a_conversation_asks_and_reads():
         talk, ids = ToolCalls(sampler, p.problem), []
         for text, trained in parts[:-1]:
             if trained:
-                assert talk.prompt() == ids
+                assert talk.ids == ids
                 turn = tokenizer.encode(text)
                 call = talk.find_call(Completion(text.removesuffix(make["END"]), turn, True))
                 assert call.code == p.programs[len(talk.messages) // 2]
                 talk.reply(call, p.outputs()[len(talk.messages) // 2])
             ids += tokenizer.encode(text)
-        assert talk.prompt() == ids
+        assert talk.ids == ids
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +104,11 @@ def test_a_long_conversation_finds_what_came_before_in_the_prefix_cache(
     # A character a token: a model may write other tokens than its text would be encoded in.
     written = [token for part in (*call, ending) for token in tool_engine.tokenizer.encode(part)]
     for turn in range(4):
-        before, prompt = counters(), talk.prompt()
+        before, prompt = counters(), talk.ids
         completion = tool_engine.run(tool_engine.sample(prompt, turn, settings))
         hits, queries = (now - then for now, then in zip(counters(), before, strict=True))
         assert queries == len(prompt) and (hits >= 0.9 * queries if turn else hits < 0.5 * queries)
         complete = Completion(completion.text + call, completion.token_ids + written, True)
         talk.reply(talk.find_call(complete), "2")
         written_so_far = prompt + complete.token_ids
-        assert talk.prompt()[: len(written_so_far)] == written_so_far
+        assert talk.ids[: len(written_so_far)] == written_so_far

@@ -45,17 +45,6 @@ def test_the_vote_of_one_sample_is_pass_at_1_and_the_vote_of_all_is_the_leader()
     assert (voting.maj_at(votes, [4], 8, r), voting.maj_at([None], [], 2, r)) == (1.0, 0.0)
 
 
-def test_a_tally_does_not_depend_on_the_order_of_arrival():
-    r = random.Random(0)
-    for _ in range(200):
-        pairs = [(r.choice([1, 2, 3, None]), r.choice([0.1, 0.2, 0.3, 0.7])) for _ in range(r.randint(1, 12))]
-        rows = voting.tally(pairs)
-        assert voting.tally(r.sample(pairs, len(pairs))) == rows
-        assert {row.answer: row.votes for row in rows} == voting.count(answer for answer, _ in pairs)
-        assert not rows or math.isclose(sum(row.share for row in rows), 1)
-        assert all(math.isclose(row.weight, sum(w for a, w in pairs if a == row.answer)) for row in rows)
-
-
 @pytest.mark.parametrize(
     "pairs, order",
     [
@@ -66,7 +55,9 @@ def test_a_tally_does_not_depend_on_the_order_of_arrival():
     ],
 )
 def test_ties_go_to_weight_then_votes_then_the_smallest_answer(pairs, order):
-    assert [row.answer for row in voting.tally(pairs)] == order
+    rows = voting.tally(pairs)
+    assert [row.answer for row in rows] == order and voting.tally(reversed(pairs)) == rows
+    assert not rows or math.isclose(sum(row.share for row in rows), 1)
 
 
 def test_weights_fall_as_a_completion_is_less_sure_longer_or_contradicted():
@@ -105,19 +96,14 @@ def test_a_vote_is_decided_when_no_outcome_of_the_rest_changes_the_winner():
     assert decided > 30
 
 
-def test_the_error_bound_is_the_posterior_chance_that_a_rival_is_the_more_likely_answer():
-    r = random.Random(0)
-    for first, second in [(0, 0), (4, 1), (6, 5)]:
-        rate = sum(r.betavariate(first + 1, second + 1) < 0.5 for _ in range(20_000)) / 20_000
-        assert abs(voting.rival_probability(first, second) - rate) < 0.012
-    assert voting.error_bound(6, [2]) == voting.rival_probability(6, 2) + voting.rival_probability(6, 0)
-
-
-def test_the_evidence_is_the_smaller_of_number_and_weight():
+def test_the_error_bound_counts_the_smaller_of_number_and_weight_as_evidence():
     votes = Counter({7: 3, 8: 1})
     assert voting.evidence(votes, {7: 6.0, 8: 0.5}) == (3, [1])
     assert voting.evidence(votes, {7: 1.5, 8: 2.0}) == (1, [3]), "the leader by weight has the fewer votes"
     assert voting.evidence(Counter(), {}) == (0, [])
+    chances = [voting.rival_probability(*pair) for pair in [(0, 0), (4, 0), (6, 2)]]
+    assert chances == [1 / 2, 1 / 2**5, 46 / 2**9], "of P(p < 1/2) for p ~ Beta(first + 1, second + 1)"
+    assert voting.error_bound(6, [2]) == chances[2] + 1 / 2**7
 
 
 def test_a_solver_settles_equally_unsure_votes_as_soon_as_sure_ones():
@@ -218,14 +204,6 @@ def test_a_sample_goes_on_while_its_sentence_may_give_another_value():
         assert AnswerWatch(read).find(text) is None
 
 
-@pytest.mark.parametrize("thinking", [True, False])
-def test_thought_and_answer_are_told_apart_by_the_tags_of_the_settings(thinking):
-    thought = "First \\boxed{1}, as </think> would say, then <result>2</result>. Hmm, so it is x."
-    text = f"{'' if thinking else '<reason>'}{thought}</reason>So <result>33</result> or <result>9</result>"
-    found = AnswerWatch(lambda part: read(part, REASON), REASON, thinking).find(text)
-    assert found == (text.index("33</result>") + len("33</result>"), 33)
-
-
 @pytest.mark.parametrize("tags, end", [(PUBLIC[0], "42}"), (REASON, "42</result>")])
 def test_a_forced_ending_closes_the_thought_and_makes_the_next_number_the_answer(tags, end):
     start, close = tags.think_start, tags.think_end
@@ -236,7 +214,7 @@ def test_a_forced_ending_closes_the_thought_and_makes_the_next_number_the_answer
         assert forced.count(close) == 1
 
 
-def test_a_loop_of_any_length_is_seen_and_ordinary_text_is_not():
+def test_a_loop_and_an_endless_count_are_seen_and_ordinary_text_is_not():
     r = random.Random(0)
 
     def prose(n):
@@ -247,23 +225,10 @@ def test_a_loop_of_any_length_is_seen_and_ordinary_text_is_not():
         copies = 1 + voting.REPEATS * max(1, math.ceil(voting.BLOCK / period))
         assert voting.is_repeating(prose(5000) + loop * copies)
         assert period < voting.BLOCK or not voting.is_repeating(prose(5000) + loop * (voting.REPEATS - 1))
-    text = prose(50_000)
-    assert not voting.is_repeating("") and not voting.is_repeating(text) and not voting.is_counting(text)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{n}, ",
-        "- Case {n}: if $a = {n}$, then $b = 594 - {n}$, and $a^2 + b^2 = {square}$, which is {parity}.\n\n",
-    ],
-)
-def test_a_loop_that_counts_is_seen_and_an_honest_list_of_cases_is_not(line):
-    numbers = range(102, 6102)
-    cases = [line.format(n=n, square=n * n, parity=["even", "odd"][n % 2]) for n in numbers]
-    runaway, honest = "".join(cases), "Let us see.\n" + "".join(cases[:100]) + "So it is \\boxed{7}."
-    assert any(voting.is_counting(runaway[:place]) for place in range(16_000, 20_000, 1000))
-    assert not voting.is_counting(honest) and not voting.is_repeating(honest)
+    cases = [f"- Case {n}: $a = {n}$, $b = 594 - {n}$, and $a^2 = {n * n}$.\n\n" for n in range(102, 1102)]
+    assert voting.is_counting("".join(cases))
+    for honest in "", prose(50_000), "".join(cases[:100]) + "So it is \\boxed{7}.":
+        assert not voting.is_repeating(honest) and not voting.is_counting(honest)
 
 
 # ---- Recorded completions

@@ -170,7 +170,7 @@ def sample_file(sampler: Sampler, file: CompletionFile, num_samples: int, step: 
             elif with_tools:
                 completion = await RunningSample(problem, index, 0.0, True).run()
             else:
-                prompt = problem.begin(index, with_tools=False).prompt()
+                prompt = problem.begin(index, with_tools=False).ids
                 completion = await sampler.sample(prompt, seed, settings)
             times = [round(before + moment - begun, 3) for moment in (began, time.monotonic())]
             file.add(Trace(id_, index, seed, completion.text, completion.tokens, completion.finished, *times))

@@ -1,7 +1,7 @@
 """How a conversation with a model becomes tokens, and the tokens it writes become calls and text.
 
-One object is one sample's conversation: `prompt` gives what the next turn continues, `find_call` finds the
-program in a turn, and `reply` adds the call and its output to `text`, all that the sample wrote and read. The
+One object is one sample's conversation. `ids` are the tokens that the next turn continues, `text` is all that
+the sample wrote and read; `find_call` finds the program in a turn, `reply` adds the call and its output. The
 model's own tokens stay as they are, so that vLLM has them cached. `begin_conversation` chooses the class:
 `Chat` without tools, `FencedBlocks` and `ToolCalls` with them, and `Harmony` for gpt-oss.
 """
@@ -58,9 +58,6 @@ class Chat:
         """Return a conversation as the chat template shows it, up to where the model goes on."""
         options = {"tools": self.tools, "add_generation_prompt": True, "tokenize": False}
         return self.tokenizer.apply_chat_template(talk, **options | self.settings.chat_template_kwargs)
-
-    def prompt(self) -> list[int]:
-        return list(self.ids)
 
     def thinks(self) -> bool:
         """Return whether the prompt ends inside a thought: in the tag that opens one, if no setting says."""
@@ -234,7 +231,7 @@ class FolderSampler(Sampler):
         self.keeps_special_tokens = bool(settings.tool_parser or self.encoding or special & tags)
 
     def encode(self, problem: str) -> list[int]:
-        return begin_conversation(self, problem).prompt()
+        return begin_conversation(self, problem).ids
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         return self.loop.run(coroutine, timeout)

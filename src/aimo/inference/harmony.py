@@ -89,9 +89,6 @@ class Harmony:
         whole = harmony.Conversation.from_messages(talk)
         self.ids = self.encoding.render_conversation_for_completion(whole, harmony.Role.ASSISTANT)
 
-    def prompt(self) -> list[int]:
-        return list(self.ids)
-
     def thinks(self) -> bool:
         return True  # all that is not on the final channel is a thought
 

@@ -92,7 +92,7 @@ class AskedProblem:
             return "the problem is empty"
         try:
             self.begin(0, with_tools=self.sampler.settings.tools > 0)
-            tokens, limit = len(self.begin(0, with_tools=False).prompt()), self.sampler.max_length
+            tokens, limit = len(self.begin(0, with_tools=False).ids), self.sampler.max_length
         except BaseException as e:  # a tokenizer or a template does not take this problem, or panics
             return one_line(e)
         if tokens + MIN_TOKENS > limit:
@@ -124,7 +124,7 @@ class RunningSample:
         self.sampler, self.settings = problem.sampler, problem.sampler.settings
         self.seed = sample_seed(problem.seed, problem.text, index)
         self.talk = problem.begin(index, with_tools)
-        self.prompt = self.turn_prompt = self.talk.prompt()  # token ids of the first prompt, and this turn's
+        self.prompt = self.turn_prompt = self.talk.ids  # token ids of the first prompt, and this turn's
         self.results: list[Value | None] = []  # the answer in the last line that each program printed
         self.errors = 0  # programs that failed
         self.earlier = Completion("", [], False)  # the turns before this one
@@ -184,7 +184,7 @@ class RunningSample:
         """Sample until the model, `update` or the token limit ends it; a program ends one turn of several."""
         with contextlib.closing(Programs(self.settings.tool_seconds)) as programs:
             while True:
-                self.turn_prompt = self.talk.prompt()
+                self.turn_prompt = self.talk.ids
                 if self.talk.starts_message:
                     self.message_begin, self.thinking = len(self.talk.text), self.talk.thinks()
                 self.begin_turn()
