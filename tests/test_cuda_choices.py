@@ -12,7 +12,7 @@ from conftest import ROOT, TINY
 from aimo import config
 from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings, resolve_settings
-from aimo.inference.vllm_process import make_plan, plan_for_this_machine
+from aimo.inference.vllm_process import make_plan, plan_for_this_machine, set_environment
 
 COLUMNS = ("sequences", "batch", "graphs", "backend", "cache", "dtype", "quantisation")
 CHOICES = {
@@ -54,13 +54,20 @@ def test_where_there_is_nvcc_vllm_chooses_how_an_fp8_cache_is_read(monkeypatch):
         settings = Settings(vllm={"kv_cache_dtype": dtype, **more})
         return engine_arguments(TINY, settings, 0).get("attention_backend")
 
-    monkeypatch.setattr(platforms.current_platform, "is_cuda", lambda: True)
+    monkeypatch.setattr(platforms.current_platform, "is_cpu", lambda: False)
     monkeypatch.setenv("CUDA_HOME", "/nowhere")
     monkeypatch.setattr("shutil.which", lambda *_: None)
     assert chosen((12, 0)) == chosen((8, 9)) == "TRITON_ATTN" and chosen((9, 0)) is None
     assert chosen((12, 0), "auto") is None and chosen((12, 0), attention_backend="FLASHINFER") == "FLASHINFER"
     monkeypatch.setattr("shutil.which", lambda *_: "/usr/bin/nvcc")
     assert chosen((12, 0)) is None
+
+
+def test_an_engine_has_an_hour_to_start_unless_the_user_says_otherwise(monkeypatch):
+    for given, expected in ({}, "3600"), ({"VLLM_ENGINE_READY_TIMEOUT_S": "60"}, "60"):
+        monkeypatch.setattr("os.environ", given)
+        set_environment()
+        assert given["VLLM_ENGINE_READY_TIMEOUT_S"] == expected
 
 
 @pytest.mark.slow

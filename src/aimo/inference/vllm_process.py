@@ -83,7 +83,7 @@ def engine_arguments(
         longer = {"max_position_embeddings": limit}
         longer = {"text_config": longer} if "text_config" in config else longer
     float32 = (config.get("dtype") or config.get("torch_dtype")) == "float32"
-    on_cpu = not current_platform.is_cuda()
+    on_cpu = current_platform.is_cpu()
     split = any(settings.vllm.get(f"{way}_parallel_size", 1) > 1 for way in ("tensor", "pipeline"))
     ours: dict[str, Any] = {
         "model": str(model),
@@ -164,7 +164,7 @@ def server_command(model: Path, settings: Settings, seed: int, host: str, port: 
     # The CPU build lacks the metadata that `vllm serve` asks for: there the server's module is started.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={model}"]
     vllm = shutil.which("vllm", path=str(Path(sys.executable).parent))
-    if vllm and current_platform.is_cuda():
+    if vllm and not current_platform.is_cpu():
         command = [vllm, "serve", str(model)]
     for key, value in arguments.items():
         name = key.replace("_", "-")
