@@ -277,33 +277,23 @@ def test_a_second_training_lets_go_of_the_first_ones_vllm_before_it_starts_anoth
         assert model.answer is engines[-1].answer and model.generate is print, "no shortcut of the CPU"
 
 
-@pytest.fixture
-def old_driver(tmp_path, monkeypatch):
-    """`nvidia-smi` of a machine whose driver torch refuses."""
-    tool = tmp_path / "nvidia-smi"
+def test_a_gpu_with_an_old_driver_is_named_and_one_that_was_hidden_left_out(tmp_path, monkeypatch):
+    import torch
+
+    tool = tmp_path / "nvidia-smi"  # of a machine whose driver torch refuses
     tool.write_text('#!/bin/sh\ncase "$1" in --query-gpu=driver*) echo 470.57;; *) echo "GPU 0";; esac\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    import torch
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    return monkeypatch
-
-
-def test_a_gpu_with_an_old_driver_is_named_and_not_silently_left_out(old_driver):
-    import torch
-
-    old_driver.setattr(torch.version, "cuda", "13.0")
-    with pytest.raises(AimoError, match=r"driver 470\.57 is too old for CUDA 13\.0: update it"):
-        load()
-    old_driver.setattr(torch.version, "cuda", None)
-    with pytest.raises(AimoError, match="run `make setup`"):
-        machine.computes_on_gpu()
-
-
-def test_a_gpu_that_was_hidden_is_left_out(old_driver):
-    old_driver.setenv("CUDA_VISIBLE_DEVICES", "")
+    for cuda, told in (
+        ("13.0", r"driver 470\.57 is too old for CUDA 13\.0: update it"),
+        (None, "run `make setup`"),
+    ):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        with pytest.raises(AimoError, match=told):
+            machine.computes_on_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not machine.computes_on_gpu()
 
 
