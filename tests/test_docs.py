@@ -21,7 +21,7 @@ from aimo.commands import run
 from aimo.config.profile import TRAINED
 from aimo.inference import storage
 from aimo.inference.competitions import COMPETITION
-from aimo.rewards.table import try_rewards
+from aimo.rewards import try_rewards
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 ENGLISH = [page for page in PAGES if not ({"zh", "README.zh-CN.md"} & set(page.parts))]

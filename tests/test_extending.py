@@ -11,7 +11,7 @@ from aimo.data.sources import PRESETS
 from aimo.evaluation.benchmarks import BENCHMARKS
 from aimo.inference.chat_format import OWN_FORMATS
 from aimo.inference.competitions import COMPETITIONS
-from aimo.rewards.table import REWARDS
+from aimo.rewards import REWARDS
 from aimo.run.runs import is_finished, read_metrics
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()

@@ -19,8 +19,7 @@ from aimo import config, rewards
 from aimo.inference.errors import AimoError
 from aimo.inference.settings import Prompt
 from aimo.kaggle import kernels
-from aimo.rewards import REWARDS, get_reward_funcs
-from aimo.rewards.table import try_rewards
+from aimo.rewards import REWARDS, get_reward_funcs, try_rewards
 from aimo.run import runs
 
 OTHER = Prompt(think_start="(?", think_end="?)", answer_start="[|", answer_end="|]")

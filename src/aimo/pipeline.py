@@ -27,7 +27,7 @@ from aimo.inference.errors import AimoError, StageError, explain_exit, one_line
 from aimo.inference.settings import Texts, check_parameters
 from aimo.inference.vllm_process import check_arguments, stderr_to
 from aimo.report import pages
-from aimo.rewards.table import try_rewards
+from aimo.rewards import try_rewards
 from aimo.run import runs
 from aimo.run.progress import Display
 from aimo.run.runs import is_finished, read_metrics

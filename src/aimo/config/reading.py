@@ -21,7 +21,7 @@ from aimo.inference.competitions import find_competition
 from aimo.inference.errors import AimoError, explain
 from aimo.inference.startup import find_input
 from aimo.inference.storage import load_yaml, read_yaml
-from aimo.rewards.table import with_texts
+from aimo.rewards import with_texts
 
 ROOT = Path(__file__).parents[3]
 RUNS = Path(os.environ.get("AIMO_RUNS") or ROOT / "runs").absolute()  # if no other folder is given

@@ -226,13 +226,6 @@ class SoftOverlongPunishment(Reward):
         return get_soft_overlong_punishment(self.max_completion_len, self.soft_punish_cache)(counted)
 
 
-# Open-R1's names of what makes these rewards.
-get_cosine_scaled_reward = Cosine
-get_code_format_reward = CodeFormat
-get_repetition_penalty_reward = RepetitionPenalty
-get_soft_overlong_punishment = SoftOverlongPunishment
-
-
 # ---- Unsloth's Qwen3-4B-Base recipe, with the scores of its notebook ----
 # https://github.com/unslothai/notebooks (Qwen3_(4B)-GRPO)
 

@@ -32,7 +32,7 @@ from aimo.inference.settings import Settings, Texts, check_parameters
 from aimo.inference.startup import collect_less
 from aimo.inference.storage import AGAIN, read_json, write_json, write_whole
 from aimo.inference.vllm_process import is_verbose
-from aimo.rewards.table import try_rewards
+from aimo.rewards import try_rewards
 from aimo.run import hub
 from aimo.run.progress import CellBar
 
