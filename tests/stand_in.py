@@ -130,12 +130,15 @@ class Kaggle:
         return self.page(request, "files", sizes(self.version(request).files))
 
     def ListKernelSessionOutput(self, request):
-        version = self.version(request)
-        number = self.kernels[version.request.slug].index(version)
-        place = f"{self.url}/output/{version.request.slug}/{number}"
-        log = json.dumps([{"stream_name": "stdout", "time": 1, "data": f"{line}\n"} for line in version.log])
-        files = [{"url": f"{place}/{name}?X-signature=5", "fileName": name} for name in version.files]
-        return self.page(request, "files", files) | {"log": log}
+        found = self.version(request).files
+        files = [{"url": self.signed(name, data), "fileName": name} for name, data in found.items()]
+        return self.page(request, "files", files) | {"log": "[]"}
+
+    def signed(self, name, data):
+        """The address of a file, as Kaggle gives one."""
+        place = f"/file/{len(self.blobs)}/{name.split('/')[-1]}"
+        self.blobs[place] = {"data": data}
+        return f"{self.url}{place}?X-signature=5"
 
     def page(self, request, key, rows, size=2):
         """Two rows of a list, as Kaggle never sends a long one whole."""
@@ -316,9 +319,7 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(found, bytes):
             asked = getattr(request, "file_name", "archive.zip")
             is_packed = found[:2] == b"PK" and not asked.endswith(".zip")  # as Kaggle sends large files
-            token = f"{len(kaggle.blobs)}/{asked.split('/')[-1]}{'.zip' * is_packed}"
-            kaggle.blobs[token] = {"data": found}
-            self.answer(302, b"", Location=f"{kaggle.url}/blob/{token}")
+            self.answer(302, b"", Location=kaggle.signed(asked + ".zip" * is_packed, found))
             return
         self.answer(200, found)
 
@@ -336,17 +337,13 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, b"{}")
 
     def do_GET(self):
-        kaggle, path = self.server.kaggle, self.path
-        if path.startswith("/blob/"):
-            if not self.fault("GET blob"):
-                self.answer(200, kaggle.blobs[path.removeprefix("/blob/")]["data"])
-        elif path.startswith("/output/"):
-            owner, slug, number, name = path.removeprefix("/output/").partition("?")[0].split("/", 3)
-            if not self.fault(f"GET {name}"):
-                self.answer(200, kaggle.kernels[f"{owner}/{slug}"][int(number)].files[name])
+        kaggle, (path, _, query) = self.server.kaggle, self.path.partition("?")
+        if path.startswith("/file/"):
+            if not self.fault(f"GET {path.split('/')[-1]}"):
+                self.answer(200, kaggle.blobs[path]["data"])
         elif not self.fault("GET log"):
-            slug, _, number = path.removeprefix("/v1/kernels/logs/stream/").partition("?versionLabel=v")
-            version = kaggle.kernels[slug][int(number) - 1]
+            versions = kaggle.kernels[path.removeprefix("/v1/kernels/logs/stream/")]
+            version = versions[int(query.removeprefix("versionLabel=v")) - 1]
             lines = [json.dumps({"data": line}) for line in version.log] + ["END_OF_LOG"]
             data = "".join(f"data: {line}\n\n" for line in lines).encode()
             self.answer(200, data, Content_Type="text/event-stream")
@@ -370,16 +367,11 @@ def kaggle(tmp_path, monkeypatch):
 
     monkeypatch.setattr(client.KaggleApi, "config", str(tmp_path / "kaggle.json"))
     stand.requests.clear()  # the client signs in when it is first used
-    quick = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})  # between tries of a download
-    monkeypatch.setattr(client.kaggle_api_extended, "time", quick)
-    monkeypatch.setattr(client, "PAUSE_S", 0.01)
-    monkeypatch.setattr(versions, "PAUSE_S", 0.01)
-    monkeypatch.setattr(client, "LIMITED_PAUSE_S", 0.01)
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
     monkeypatch.setattr(client, "ROOT", tmp_path / "repository")  # run paths in records stay absolute
-    monkeypatch.setattr(versions, "POLL_S", 0.01)
     monkeypatch.setattr(versions, "OUTPUT", tmp_path / "output")
     monkeypatch.setattr(client, "RECORDS", tmp_path / "runs" / "kaggle.jsonl")
-    monkeypatch.setattr(client, "LOOK_S", 0.01)
     monkeypatch.setattr(client, "LISTED_WITHIN_S", 0.2)
     yield stand
     stand.close()
