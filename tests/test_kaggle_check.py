@@ -17,6 +17,7 @@ model = "{MODEL}"
 time_limit_s = 17400
 settings = {{"vllm": {{}}}}
 """
+AIMO1 = {"competition_sources": ["ai-mathematical-olympiad-prize"]}
 H100, T4 = {"machine_shape": "NvidiaH100"}, {"machine_shape": "NvidiaTeslaT4"}
 
 
@@ -70,8 +71,7 @@ def test_each_kernel_and_other_machines_have_no_fault(kernel):
     ],
 )
 def test_what_is_wrong_with_the_metadata_is_named(kernel, metadata, told):
-    faults = check_kernel(kernel(metadata))
-    assert any(told in fault for fault in faults), faults
+    refused("kernel", "check", kernel(metadata), told=[told])
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,7 @@ def test_what_is_wrong_with_the_metadata_is_named(kernel, metadata, told):
         (T4, "{}", "{'tensor_parallel_size': 4}", "want 4 GPUs (vllm), machine_shape NvidiaTeslaT4"),
         (H100, "{}", "{'data_parallel_size': 2}", "want 2 GPUs (vllm), machine_shape NvidiaH100 has 1"),
         (T4, "{}", "{'kv_cache_dtype': 'fp8'}", "vllm kv_cache_dtype fp8 does not run on a T4"),
+        (AIMO1, '"aimo3"', '"aimo1"', "NvidiaH100 is not allowed in aimo1; take one of NvidiaTeslaT4"),
         ({}, '"aimo3"', '"aimo9"', "competition 'aimo9' is unknown"),
         ({}, "17400", '"5 h"', "time_limit_s '5 h' is not within the session's 18000 seconds"),
         ({}, "17400", "6 * 3600 - 60", "time_limit_s 21540 is not within"),
@@ -88,6 +89,7 @@ def test_what_is_wrong_with_the_metadata_is_named(kernel, metadata, told):
         ({}, "time_", "test_csv = '/kaggle/input/other/t.csv'\ntime_", "other/t.csv' is not among what is"),
         ({}, "17400", "17400\n!pip install x", "line 4"),
         ({}, "17400", "17400\nseed = (", "not plain Python"),
+        ({}, "17400", f"17400 # {'a' * 1_000_000}", "Kaggle takes 1,000,000"),
     ],
 )
 def test_parameters_that_cannot_be_met_are_named(kernel, metadata, old, new, told):
@@ -110,14 +112,6 @@ def test_parameters_that_cannot_be_met_are_named(kernel, metadata, old, new, tol
 def test_each_kernel_s_own_needs_are_checked(kernel, name, metadata, parameters, told):
     (fault,) = check_kernel(kernel(metadata, parameters, name))
     assert told in fault
-
-
-def test_an_accelerator_that_the_competition_does_not_give_is_named_and_the_command_tells_all(kernel):
-    slug = {"competition_sources": ["ai-mathematical-olympiad-prize"]}
-    (fault,) = check_kernel(kernel(slug, PARAMETERS.replace("aimo3", "aimo1")))
-    assert "machine_shape NvidiaH100 is not allowed in aimo1; take one of NvidiaTeslaT4" in fault
-    faulty = kernel({"title": "AIMO", "enable_internet": True})
-    refused("kernel", "check", faulty, told=["5 to 50 characters", "enable_internet"])
 
 
 @pytest.mark.parametrize(
@@ -161,11 +155,6 @@ def test_a_broken_file_is_one_line(kernel, tmp_path, name, text):
     (tmp_path / name).write_text(text)
     (fault,) = check_kernel(folder)
     assert (name in fault or "unknown key cells" in fault) and "\n" not in fault
-
-
-def test_a_large_notebook_is_named(kernel):
-    faults = check_kernel(kernel(parameters=PARAMETERS + f"text = {'a' * 1_000_000!r}\n"))
-    assert any("Kaggle takes 1,000,000" in fault for fault in faults)
 
 
 def test_wheels_that_do_not_cover_the_imports_are_named(kernel, tmp_path, monkeypatch):

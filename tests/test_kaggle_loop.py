@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -262,38 +263,14 @@ def test_a_file_that_does_not_arrive_makes_no_version_and_the_next_call_sends_on
     assert {name for name, times in sent.items() if times > 1} == {"model.safetensors"}
 
 
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Press Ctrl-C at the third request of a name, once."""
-    from aimo.kaggle import client
-
-    call, asked = client.Api.call, []
-
-    def at(where):
-        def interrupted(api, send, service, name, *rest):
-            asked.append(name)
-            if name == where and asked.count(name) == 3:
-                raise KeyboardInterrupt
-            return call(api, send, service, name, *rest)
-
-        monkeypatch.setattr(client.Api, "call", interrupted)
-
-    return at
-
-
-def test_after_ctrl_c_an_upload_goes_on_with_what_has_not_arrived(kaggle, aimo, refused, run_dir, interrupt):
-    interrupt("StartBlobUpload")
-    assert refused("model", "push", run_dir) == "aimo: interrupted; give the same command again to go on"
-    assert aimo("model", "push", run_dir)[1] == f"model: {MODEL}/1\n"
-    names = [request.name for request in kaggle.asked("StartBlobUpload")]
-    assert sorted(names) == sorted(path.name for path in TINY.iterdir())
-
-
 def test_after_ctrl_c_a_version_goes_on_and_the_line_says_how_to_get_its_output(
-    kaggle, aimo, refused, interrupt
+    kaggle, aimo, refused, monkeypatch
 ):
-    interrupt("GetKernelSessionStatus")
-    line = refused("push", "submission", "--wait")
+    from aimo.kaggle import versions
+
+    with monkeypatch.context() as pressed:
+        pressed.setattr(versions, "ask_state", lambda *_: signal.raise_signal(signal.SIGINT))
+        line = refused("push", "submission", "--wait")
     assert f"interrupted; {KERNEL} version 1 goes on at Kaggle: `aimo kaggle status {KERNEL}`" in line
     assert aimo("output", KERNEL)[0] == 0 and len(kaggle.kernels[KERNEL]) == 1
 
