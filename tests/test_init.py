@@ -69,3 +69,12 @@ def test_what_cannot_be_a_profile_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.yaml"))
     done = here("init", "odd.csv", "--prompt-column", "text", "--answer-column", "key")
     assert done.returncode == 0 and config.load("odd.yaml").data.grpo.columns.problem == "text"
+
+
+def test_worked_solutions_alone_give_their_own_answers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    boxed = [(text, f"{solution} So \\boxed{{{answer}}}.") for text, answer, solution in rows(20)]
+    write(tmp_path / "my.csv", ("question", "response"), boxed)
+    done = here("init", "my.csv")
+    assert done.returncode == 0 and "grpo: 1" in done.stdout, done
+    assert config.load("my.yaml").stages == ("data", "sft", "grpo", "inference")

@@ -243,7 +243,7 @@ def sign_in(dry_run: bool = False) -> Iterator[Api]:
             yield api
     except requests.RequestException as e:  # also of a signed address, which `call` does not see
         told = getattr(e, "told", f"a download from Kaggle failed ({one_line(e)}); {AGAIN}")
-        raise AimoError(redact(told)) from None
+        raise AimoError(told) from None
     except ValueError as e:  # the client's own checks, and an answer that is no JSON
         raise AimoError(f"Kaggle's client: {one_line(e)}") from None
     except KeyboardInterrupt:
