@@ -72,6 +72,8 @@ def test_rows_of_a_file_are_mapped_cleaned_and_every_drop_is_counted(tmp_path, t
     kept = [("2", "1 + 1 = 2"), ("1000", "500 + 500 = 1000")]
     assert sets.rows["sft"].select("answer", "solution").rows() == kept
     assert sets.dropped["sft"] == {"duplicate": 1, "answer is not an integer": 1, "no problem text": 1}
+    shared = prepared(tiny(sft=source, grpo=source | {"test_split": 0.5}), tokenizer)
+    assert shared.rows["sft"].equals(sets.rows["sft"]), "GRPO takes the same rows"
     with pytest.raises(
         AimoError, match=r"^data\.sft: .*\(1 no problem text, 4 answer is not within 5 to 9\)"
     ):
