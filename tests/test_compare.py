@@ -35,13 +35,10 @@ def make(folder, right, page=True, **changes):
 
 @pytest.fixture
 def compared(tmp_path):
-    """The comparison of two models' verdicts, alone."""
-
-    def compared(a, b):
-        found = compare.compare_scores(make(tmp_path / "a", a, False), make(tmp_path / "b", b, False))
-        return replace(found, corrected=found.p)
-
-    return compared
+    """The comparison of two models' verdicts."""
+    return lambda *rights: compare.compare_scores(
+        *(make(tmp_path / name, right, False) for name, right in zip("ab", rights, strict=True))
+    )
 
 
 def test_a_clear_gain_is_real_and_no_gain_is_not(tmp_path):
@@ -87,13 +84,12 @@ def test_among_many_models_a_difference_that_one_alone_would_show_may_be_luck(tm
 
 def test_few_questions_are_tested_by_mcnemar_or_by_random_signs(compared, tmp_path):
     found = compared([[False]] * 6 + [[True]] * 20, [[True]] * 26)
-    assert found.p == pytest.approx(2 / 64) and found.votes is None and found.is_real
-    assert "McNemar p = 0.031" in compare.verdict(found, "a", "b")
+    assert found.p == pytest.approx(2 / 64) and found.votes is None
+    assert "McNemar p = 0.031): more than luck." in compare.verdict(found, "a", "b", 1, found.p)
     three = [make(tmp_path / name, [[name == "d"] * 4] * 3, page=False) for name in "cd"]
     found = compare.compare_scores(*three)
-    found = replace(found, corrected=found.p)
-    assert found.would_be_alone and not found.is_real
-    assert "may be luck: on so few questions random signs give as much" in compare.verdict(found, "a", "b")
+    said = compare.verdict(found, "a", "b", 1, found.p)
+    assert "may be luck: on so few questions random signs give as much" in said
 
 
 def test_as_many_completions_as_are_said_to_tell_do_tell(compared):
@@ -107,7 +103,7 @@ def test_as_many_completions_as_are_said_to_tell_do_tell(compared):
     for seed in range(200):
         rate = (np.random.default_rng(seed).random((2, 60, needed)) < gained).mean(axis=2)
         told.append(scores.mean_interval(rate[1] - rate[0]).low > 0)
-    assert not found.is_real and 0.65 < np.mean(told) < 0.9
+    assert not found.real_alone and 0.65 < np.mean(told) < 0.9
 
 
 def test_where_questions_differ_more_than_completions_only_more_questions_tell(compared):

@@ -5,7 +5,7 @@ not blur it. Evaluations with other questions or settings are refused.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import product
 from math import ceil, comb
 from pathlib import Path
@@ -38,25 +38,8 @@ class Comparison:
     votes: Interval | None  # difference in maj@k; None for one completion of each question
     tokens: Interval  # b's mean tokens divided by a's
     p: float  # of the difference: McNemar's for one completion of each question, else that of random signs
-    tests: int = 1  # comparisons that are made at once
-    corrected: float = 0.0  # p for so many
-
-    @property
-    def would_be_alone(self) -> bool:
-        """Whether it is more than luck, were it the only comparison."""
-        if self.a.samples == 1:
-            return self.p < SIGNIFICANCE
-        return self.passes.low > 0 or self.passes.high < 0
-
-    @property
-    def is_real(self) -> bool:
-        return self.would_be_alone and self.corrected < SIGNIFICANCE
-
-    def flips(self) -> list[int]:
-        """Return the rows whose vote is right for one and wrong for the other, the largest changes first."""
-        changes = np.abs(self.b.right.mean(axis=1) - self.a.right.mean(axis=1))
-        flipped = np.flatnonzero(self.a.votes() != self.b.votes())
-        return sorted(flipped.tolist(), key=lambda row: -changes[row])
+    real_alone: bool  # whether it is more than luck, were it the only comparison
+    flips: list[int]  # the rows whose vote is right for one and wrong for the other, large changes first
 
 
 def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str]:
@@ -92,19 +75,18 @@ def of_evaluations(named: dict[str, Path], allowed: Collection[str]) -> Compared
     flips: dict[str, list[dict[str, Any]]] = {}
     compared = [compare_scores(baseline[name], other[name]) for name, (_, other) in pairs]
     corrected = scores.benjamini_hochberg([one.p for one in compared])
-    for (name, (b, _)), one, q in zip(pairs, compared, corrected, strict=True):
-        found = replace(one, tests=len(pairs), corrected=q)
-        verdicts.append(f"{name}: {verdict(found, a, b)}")
+    for (name, (b, _)), found, q in zip(pairs, compared, corrected, strict=True):
+        verdicts.append(f"{name}: {verdict(found, a, b, len(pairs), q)}")
         k, tokens = found.a.samples, found.tokens
         row = {"benchmark": name, "model": b, "against": a, "questions": len(found.a.right), "k": k}
         row["pass@1"] = in_points(found.passes)
         row |= {f"maj@{k}": in_points(found.votes)} if found.votes else {"McNemar's p": f"{found.p:.2g}"}
-        if found.tests > 1:
-            row |= {"p": f"{found.p:.2g}", f"p, corrected for {found.tests}": f"{found.corrected:.2g}"}
+        if len(pairs) > 1:
+            row |= {"p": f"{found.p:.2g}", f"p, corrected for {len(pairs)}": f"{q:.2g}"}
         row["tokens, ratio"] = f"{tokens.value:.2f} ({tokens.low:.2f} to {tokens.high:.2f})"
-        row["is real"] = "yes" if found.is_real else "open"
+        row["is real"] = "yes" if found.real_alone and q < SIGNIFICANCE else "open"
         differences.append(row)
-        both = [{a: question_row(found.a, i), b: question_row(found.b, i)} for i in found.flips()]
+        both = [{a: question_row(found.a, i), b: question_row(found.b, i)} for i in found.flips]
         flips[f"{name}: {a} and {b}"] = [sides[a] | {"sides": sides} for sides in both]
     title = f"Comparison: {', '.join(runs)}"
     shown = {"title": title, "verdicts": verdicts, "differences": differences, "flips": flips}
@@ -157,12 +139,14 @@ def compare_scores(a: Scores, b: Scores) -> Comparison:
     """Compare two models on the same questions, by as many completions as both have."""
     k = min(a.samples, b.samples)
     a, b = a.first(k), b.first(k)
-    gains = b.right.mean(axis=1) - a.right.mean(axis=1)
+    gains, votes = b.right.mean(axis=1) - a.right.mean(axis=1), b.votes() - a.votes()
     passes, tokens = mean_interval(gains), scores.ratio_interval(b.tokens, a.tokens)
-    if k > 1:
-        votes = mean_interval(b.votes() - a.votes())
-        return Comparison(a, b, passes, votes, tokens, scores.sign_flip(gains))
-    return Comparison(a, b, passes, None, tokens, mcnemar(int((gains > 0).sum()), int((gains < 0).sum())))
+    flips = sorted(np.flatnonzero(votes).tolist(), key=lambda row: -abs(gains[row]))
+    if k == 1:
+        p = mcnemar(int((gains > 0).sum()), int((gains < 0).sum()))
+        return Comparison(a, b, passes, None, tokens, p, p < SIGNIFICANCE, flips)
+    real = passes.low > 0 or passes.high < 0
+    return Comparison(a, b, passes, mean_interval(votes), tokens, scores.sign_flip(gains), real, flips)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -171,24 +155,23 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, 2 * sum(comb(n, i) for i in range(min(gained, lost) + 1)) / 2**n)
 
 
-def verdict(found: Comparison, a: str, b: str) -> str:
-    """Say whether b is better than a, and what would tell if that is open."""
+def verdict(found: Comparison, a: str, b: str, tests: int, corrected: float) -> str:
+    """Say whether b is better than a, among so many `tests`, and what would tell if that is open."""
     points = 100 * found.passes.value
     bounds = in_points(found.passes, "95 % interval {1} to {2}")
     if found.a.samples == 1:
         bounds += f", McNemar p = {found.p:.2g}"
-    if not found.would_be_alone:
-        open_ = f"{b} against {a}: {points:+.1f} points of pass@1 ({bounds}) may be luck."
-        return f"{open_} {what_would_tell(found)}"
+    if not found.real_alone:
+        said = f"{b} against {a}: {points:+.1f} points of pass@1 ({bounds}) may be luck."
+        return f"{said} {what_would_tell(found)}"
     kind = "better" if points > 0 else "worse"
     said = f"{b} is {kind} than {a} by {abs(points):.1f} points of pass@1 ({bounds})"
-    if found.is_real:
-        many = f", also among {found.tests} comparisons" if found.tests > 1 else ""
-        return f"{said}: more than luck{many}."
-    one = f"of {found.tests} comparisons one or another looks like this by chance"
-    if found.tests == 1:
+    if corrected < SIGNIFICANCE:
+        return f"{said}: more than luck{f', also among {tests} comparisons' if tests > 1 else ''}."
+    one = f"of {tests} comparisons one or another looks like this by chance"
+    if tests == 1:
         one = "on so few questions random signs give as much"
-    return f"{said}, which may be luck: {one} (p = {found.p:.2g}, corrected {found.corrected:.2g})."
+    return f"{said}, which may be luck: {one} (p = {found.p:.2g}, corrected {corrected:.2g})."
 
 
 def what_would_tell(found: Comparison) -> str:

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
-from aimo.evaluation.traces import Firsts
+from aimo.evaluation.traces import first_equal
 from aimo.inference import answers, judge, voting
 from aimo.inference.answers import AnswerKind, write_kind
 from aimo.inference.competitions import Competition
@@ -144,18 +144,18 @@ def ballot(
     those that are none of it, and a vote is the first of its equals.
     """
     if kind and not kind.is_slow:
-        target, firsts = kind.gold(gold), Firsts(kind)
-        given = [firsts.of(None if answer is None else kind.read(answer)) for answer in found]
-        return [one for one in firsts.known if target is not None and kind.equal(target, one)], given
+        target, votes = kind.gold(gold), [None if one is None else kind.read(one) for one in found]
+        known: list[Any] = []
+        votes = [first_equal(vote, known, kind) for vote in votes]
+        return [one for one in known if target is not None and kind.equal(target, one)], votes
     number = answers.to_integer(gold)
     if number is not None:
         return [number], [answers.to_integer(answer) for answer in found]
-    known: dict[str, int] = {}
-    votes: list[int | None] = []
-    for answer, ok in zip(found, right, strict=True):
-        name = gold if ok else answer if answer is None else canonical(answer)
-        votes.append(None if name is None else known.setdefault(name, len(known)))
-    return [known[gold]] if gold in known else [], votes
+    seen: dict[str, int] = {}
+    pairs = zip(found, right, strict=True)
+    names = [gold if ok else None if answer is None else canonical(answer) for answer, ok in pairs]
+    votes = [None if name is None else seen.setdefault(name, len(seen)) for name in names]
+    return [seen[gold]] if gold in seen else [], votes
 
 
 def pass_at(right: NDArray[np.bool_], k: int) -> NDArray[np.float64]:

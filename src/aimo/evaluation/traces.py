@@ -9,7 +9,7 @@ The keys of a line tell the formats apart (JSON lines, a question each but for t
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,9 +66,6 @@ class RecordedQuestion:
     id: str = ""
     kind: AnswerKind = INTEGER
 
-    def is_right(self, answer: Vote) -> bool:
-        return answer is not None and self.kind.equal(self.gold, answer)
-
 
 @dataclass(frozen=True)
 class Traces:
@@ -80,17 +77,12 @@ class Traces:
     stopped: int = 0  # samples stopped before they ended: without a vote, with the tokens that they wrote
 
 
-class Firsts:
-    """Votes on a question: each goes under the first that equals it by the kind's rule."""
-
-    def __init__(self, kind: AnswerKind, known: Iterable[Any] = ()):
-        self.kind, self.known = kind, list(known)
-
-    def of(self, vote: Any) -> Any:
-        first = vote if vote is None else self.kind.group(vote, self.known)
-        if first is not None and first not in self.known:
-            self.known.append(first)
-        return first
+def first_equal(vote: Any, known: list[Any], kind: AnswerKind) -> Any:
+    """Return the first of the `known` votes that equals a vote by the kind's rule; a new one joins them."""
+    first = vote if vote is None else kind.group(vote, known)
+    if first is not None and first not in known:
+        known.append(first)
+    return first
 
 
 def read_traces(
@@ -143,20 +135,20 @@ def public(path: Path, golds: Mapping[str, int | str], kind: AnswerKind) -> Iter
             samples = KINDS[key].validate_python(row.get(key))
         except ValidationError as e:
             raise AimoError(f"{where}: {key}.{explain(e.errors()[0])}; {REMEDY}") from None
-        firsts = Firsts(kind, [gold])
+        known = [gold]
         if key == "attempts":
-            ours = [replace(one, answer=firsts.of(read(str(one.answer)))) for one in samples]
+            ours = [replace(one, answer=first_equal(read(str(one.answer)), known, kind)) for one in samples]
             yield RecordedQuestion(gold, samples if is_integer else ours, ours, name, kind)
             continue
         peers = []
         for text in (sample.text for sample in samples):
             if (found := find(text)) is None:  # the traces were labelled by the last number near the end
                 found = (re.findall(r"-?\d+(?:\.\d+)?", text[-200:]) or [None])[-1]
-            value = firsts.of(read(found))
+            value = first_equal(read(found), known, kind)
             peers.append(RecordedSample(len(text) / CHARACTERS, found if value is None else value))
 
-        def vote(part: str, firsts: Firsts = firsts) -> Any:
-            return firsts.of(read(find(part)))
+        def vote(part: str, known: list[Any] = known) -> Any:
+            return first_equal(read(find(part)), known, kind)
 
         ours = [until_final(sample.text, vote) for sample in samples]
         yield RecordedQuestion(gold, peers, ours, name, kind)
@@ -178,7 +170,7 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
     header, stopped = None, 0
     kind: AnswerKind = INTEGER
     by_question: dict[str, list[RecordedSample]] = {}
-    firsts: dict[str, Firsts] = {}
+    known: dict[str, list[Any]] = {}
     for path, (number, row) in ((one, line) for one in paths for line in lines(one)):
         where = f"{path}, line {number}"
         try:
@@ -195,8 +187,8 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
         elif isinstance(one := entry.value, Sample):
             seconds = one.end_s - one.begin_s
             pace = max(1, one.tokens) / seconds if seconds > 0 else 1.0
-            # Each session has firsts of its own. What programs printed goes under them too.
-            answer = firsts.setdefault(entry.id, Firsts(kind)).of(one.answer)
+            # Each session has its own first of equal votes. What programs printed goes under them too.
+            answer = first_equal(one.answer, known.setdefault(entry.id, []), kind)
             printed = tuple(one.printed)
             for vote in (one.answer, answer) if answer is not None else ():
                 printed = tuple(p if p is None else kind.group(p, [vote]) for p in printed)
