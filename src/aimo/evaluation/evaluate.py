@@ -176,10 +176,8 @@ def write_results(wanted: Wanted, found: dict[str, Scores], others: dict[str, An
     for name, one in found.items():
         votes, digest = (one.votes() > 0.5).tolist(), sha256(repr(asked[name]).encode()).hexdigest()
         record["votes"][name] = {"questions": digest, "right": votes}
-        for path in beside:
-            with suppress(
-                AimoError, LookupError, TypeError
-            ):  # another's broken file, or one of version 1.0.1
+        for path in beside:  # another's broken file, or one of version 1.0.1, does not count
+            with suppress(AimoError, LookupError, TypeError):
                 voted = read_json(path, "")["votes"][name]
                 if voted["questions"] == digest:
                     shown["since"][name] = path.parent.name, voted["right"]
@@ -206,12 +204,9 @@ def write_results(wanted: Wanted, found: dict[str, Scores], others: dict[str, An
     for name in benchmarks.BENCHMARKS.keys() & figures.keys() & {*wanted.benchmarks}:
         source, k = benchmarks.BENCHMARKS[name].source, found[name].samples
         if source.startswith("MathArena/") and wanted.rows is None:
-            entry = EvalResultEntry(
-                dataset_id=source,
-                task_id=source,
-                value=round(100 * figures[name]["pass@1"][0], 2),
-                notes=f"pass@1 in percent, k = {k}; aimo {version('aimo')}",
-            )
+            value, notes = round(100 * figures[name]["pass@1"][0], 2), f"pass@1 in percent, k = {k}"
+            told = f"{notes}; aimo {version('aimo')}"
+            entry = EvalResultEntry(dataset_id=source, task_id=source, value=value, notes=told)
             (folder / ".eval_results").mkdir(exist_ok=True)
             text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
             write_whole(folder / ".eval_results" / f"{name}.yaml", text)
@@ -223,18 +218,11 @@ def write_results(wanted: Wanted, found: dict[str, Scores], others: dict[str, An
 
 def question_row(one: Scores, i: int) -> dict[str, Any]:
     """Return the i-th question with its pass rate and its completions."""
-    question, group = (
-        one.header.questions[i],
-        zip(one.right[i].tolist(), one.answers[i], one.traces[i], strict=True),
-    )
-    return {
-        "id": question.id,
-        "problem": question.problem,
-        "gold": question.answer,
-        "right": float(one.right[i].mean()),
-        "tokens": float(one.tokens[i]),
-        "completions": [{"right": ok, "answer": answer, "text": trace.text} for ok, answer, trace in group],
-    }
+    question = one.header.questions[i]
+    row: dict[str, Any] = {"id": question.id, "problem": question.problem, "gold": question.answer}
+    row |= {"right": float(one.right[i].mean()), "tokens": float(one.tokens[i])}
+    group = zip(one.right[i].tolist(), one.answers[i], one.traces[i], strict=True)
+    return row | {"completions": [{"right": ok, "answer": a, "text": t.text} for ok, a, t in group]}
 
 
 def track(to: str, folder: Path, name: str, figures: dict[str, dict[str, Any]]) -> None:
