@@ -17,8 +17,10 @@ from aimo.inference.answers import Number
 from aimo.inference.errors import AimoError
 from aimo.inference.journal import Journal
 from aimo.inference.sample import End, Sample
+from aimo.inference.voting import Step, Stop
 
 DONE = [RecordedSample(tokens, answer) for tokens, answer in [(10, 5), (30, 5), (20, 6), (50, 5)]]
+TIED = [RecordedSample(30, 5), RecordedSample(10, 6)]
 FAST = [RecordedSample(100, 7, pace=10.0), RecordedSample(100, 8, pace=5.0)]
 
 
@@ -38,21 +40,6 @@ def write_journal(path, samples, model="m", **more):
     return path
 
 
-def test_a_replay_counts_every_token_once_and_keeps_to_its_limits():
-    r = random.Random(4)
-    for _ in range(100):
-        answers = [r.choice([1, 1, 2, 3, None]) for _ in range(r.randint(1, 24))]
-        samples = [RecordedSample(r.lognormvariate(6, 1), answer) for answer in answers]
-        rule, peaks = replay.parse_rule("ours"), []
-
-        def watched(state, rule=rule, peaks=peaks):
-            peaks.append(state.running)
-            return rule.next_step(state)
-
-        _, tokens, wall = replay.play(samples, replay.Rule("watched", watched, is_ours=True))
-        assert max(peaks) <= 16 and tokens <= sum(s.tokens for s in samples) + 1e-6 and wall <= tokens + 1e-6
-
-
 @pytest.mark.parametrize(
     "samples, rule, budget, outcome",
     [
@@ -61,6 +48,9 @@ def test_a_replay_counts_every_token_once_and_keeps_to_its_limits():
         (DONE, "2 of 4", math.inf, (5, 10 + 20 + 30 + 30, 30)),
         (DONE, "1 ended of 4", math.inf, (5, 40, 10)),
         (DONE, "ours max_error=0.3", math.inf, (5, 30, 10)),
+        # Of equal votes a peer takes that of the first to end, or to start where it awaits all.
+        (TIED, "all", math.inf, (5, 40, 30)),
+        (TIED, "2 ended of 2", math.inf, (6, 40, 30)),
         # At the end of the budget those that ended vote.
         (DONE, "all", 25, (5, 10 + 25 + 20 + 25, 25)),
         (DONE, "ours", 5, (None, 20, 5)),
@@ -71,6 +61,12 @@ def test_a_replay_counts_every_token_once_and_keeps_to_its_limits():
 )
 def test_a_rule_makes_of_samples_an_answer_tokens_and_wall_time(samples, rule, budget, outcome):
     assert play(samples, rule, budget) == outcome
+
+
+def test_a_sample_that_is_cut_has_no_vote_and_counts_what_it_wrote():
+    over = {2: Stop.EXHAUSTED}
+    rule = replay.Rule("cut", lambda state: Step(over.get(state.ended), start=state.left, limit=20))
+    assert replay.play([RecordedSample(10, 5), RecordedSample(100, 6)], rule) == (5, 10 + 20, 20)
 
 
 @pytest.mark.parametrize(
