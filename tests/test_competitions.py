@@ -117,6 +117,16 @@ def is_near(found, expected):
     return found.casefold() == expected.casefold()
 
 
+def golds_of(test):
+    return dict(pl.read_csv(test, infer_schema=False)["row_id", "answer"].rows())
+
+
+def replayed(path, golds, *kind):
+    (read,) = traces.read_traces([path], golds, *kind)
+    rule = replay.parse_rule("all")
+    return {q.id: replay.replay_order(q, range(len(q.ours)), rule)[0] for q in read.questions}
+
+
 @pytest.mark.parametrize("name", THREE)
 def test_a_competition_of_ten_lines_goes_from_questions_to_a_file_that_its_metric_scores(tmp_path, name):
     rules, test, sampler, expected = laid_out(tmp_path, name)
@@ -126,21 +136,10 @@ def test_a_competition_of_ten_lines_goes_from_questions_to_a_file_that_its_metri
     assert table.columns == ["row_id", "prediction"] and table["row_id"].to_list() == ["7", "8", "9"]
     assert all(map(is_near, table["prediction"], expected))
     assert max(solutions["7"].votes.values()) > 1, "equal answers are one group"
-    done = here("competition", "score", str(rules), str(out), str(test))
-    assert done.returncode == 0 and "score: 0.6667" in done.stdout
+    assert "0.6667" in submission.score_file(read_competition(rules), out, test)
     # Started again it asks nothing; the journal replays with the competition's equality.
     assert answer_file(script({}), test, out, 0, str(rules)).keys() == solutions.keys()
     assert replayed(journal_beside(out), golds_of(test)) == {"7": True, "8": True, "9": False}
-
-
-def golds_of(test):
-    return dict(pl.read_csv(test, infer_schema=False)["row_id", "answer"].rows())
-
-
-def replayed(path, golds, *kind):
-    (read,) = traces.read_traces([path], golds, *kind)
-    rule = replay.parse_rule("all")
-    return {q.id: replay.replay_order(q, range(len(q.ours)), rule)[0] for q in read.questions}
 
 
 @pytest.mark.parametrize("name", THREE)
@@ -155,8 +154,7 @@ def test_public_traces_and_journals_of_two_sessions_are_replayed_by_the_competit
     ]
     public.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert replayed(public, None, read_competition(rules).answer) == {"7": True, "8": True, "9": False}
-    done = here("replay", public, "--competition", rules, "--draws", "2")
-    assert done.returncode == 0 and "public: 3 questions" in done.stdout
+    assert "public: 3 questions" in here("replay", public, "--competition", rules, "--draws", "2").stdout
     # Two sessions, whose first answers are written in two ways.
     for session in (1, 2):
         turned = {key: texts[session:] + texts[:session] for key, texts in THREE[name][2].items()}
@@ -200,8 +198,7 @@ def test_a_profile_s_competition_decides_which_rows_stay_what_is_right_and_what_
     assert reward(completions=firsts, answer=golds) == [1.0, 1.0, 0.0]
     rows = ready["heldout"].to_dicts()
     measured = scores.sample_rows(sampler, rows, profile.prompt, 4, 0, rules=profile.rules)
-    shares = {"floats": [3, 3, 1], "letters": [3, 2, 1], "texts": [2, 3, 1]}[name]
-    assert measured.right.sum(axis=1).tolist() == shares and measured.votes().tolist() == [1, 1, 0]
+    assert measured.right[:, 0].tolist() == measured.votes().tolist() == [1, 1, 0]
     if name == "letters":  # a teacher sees the options too
         asked = distil.distilled_problems(Distil(source=str(test)), 0, profile.rules)["problem"][0]
         assert asked.endswith("A. 1\nB. 2\nC. 3\nD. 4")
@@ -217,16 +214,14 @@ def test_a_profile_s_competition_decides_which_rows_stay_what_is_right_and_what_
 
 
 def test_a_run_for_a_competition_that_takes_an_adapter_measures_and_answers_nothing(tmp_path):
-    (tmp_path / "p.yaml").write_text(
-        f"model: {{base: {TINY}}}\ncompetition: nemotron-reasoning\n"
-        "data: {heldout: {source: builtin, rows: 4, split: heldout}}\n"
-    )
-    profile = config.load(tmp_path / "p.yaml")
-    pipeline.check_run(profile, tmp_path / "run", None, None)
+    heldout = "{heldout: {source: builtin, rows: 4, split: heldout}}"
+    profile = f"model: {{base: {TINY}}}\ncompetition: nemotron-reasoning\ndata: {heldout}\n"
+    (tmp_path / "p.yaml").write_text(profile)
+    pipeline.check_run(config.load(tmp_path / "p.yaml"), tmp_path / "run", None, None)
     run = runs.begin("data", str(tmp_path / "p.yaml"), tmp_path / "run")
-    sets = prepare.clean_sets(prepare.load_sets(profile), profile, None)
-    ready = prepare.format_sets(sets, profile)
-    run.finish(sha256=prepare.write_sets(ready, sets, profile, run.folder))
+    run.folder.mkdir(exist_ok=True)
+    (run.folder / "README.md").touch()
+    run.finish()
     run = runs.begin("inference", str(tmp_path / "p.yaml"), tmp_path / "run")
     solutions = submission.answer_test_file(script({}), run)
     shown = [show(solutions) for show in (plots.votes, plots.cost, plots.timelines, tables.answers)]
@@ -242,8 +237,7 @@ def test_evaluate_asks_a_competition_s_file_and_judges_by_its_equality(tmp_path,
     wanted = evaluate.Wanted(TINY, "m", [str(test)], layers, rules=read_competition(rules))
     sampler.settings = wanted.settings(str(test))
     found = evaluate.evaluate_model(wanted, lambda settings: sampler, tmp_path / "run")["test"]
-    assert found.votes().tolist() == [1, 1, 0] and found.header.kind == read_competition(rules).answer
-    assert read_competition(rules).rules in sampler.prompts[0]
+    assert found.votes().tolist() == [1, 1, 0] and read_competition(rules).rules in sampler.prompts[0]
     again = evaluate.read_evaluation(tmp_path / "run")[1]["test"]
     assert again.right.tolist() == found.right.tolist() and again.ballots == found.ballots
     with pytest.raises(AimoError, match=r"answer was .* and is now None"):
@@ -379,6 +373,8 @@ def test_the_page_s_commands_lead_from_an_address_to_a_scored_submission(kaggle,
             Path("which-is-it.yaml").write_text(rules)
     assert "score: 0.6667" in told["competition score"] and "no fault found" in told["kernel check"]
     assert "submissions left today: 5" in told["kaggle scores"] and "41.5" in told["kaggle scores"]
+    assert "letter of ABCD, else 'A'; letters ABCD, several False" in told["competition check"]
+    assert told["competition check"].endswith("which?\n\nA. 1\nB. 2\nC. 3\nD. 4\n")
     submitted, saved = kaggle.asked("CreateCodeSubmission")[0], kaggle.asked("SaveKernel")[0]
     assert (submitted.competition_name, submitted.file_name) == ("which-is-it", "submission.csv")
     assert (saved.competition_data_sources, saved.machine_shape) == (["which-is-it"], "NvidiaTeslaT4")
@@ -484,10 +480,7 @@ def test_the_nemotron_reader_takes_the_last_filled_box_then_a_phrase_a_number_a_
     [
         (("scoring: tolerance", "scorring: tolerance"), "scorring: unknown key, did you mean scoring?"),
         (("relative", "relatve"), "answer.relatve: unknown key, did you mean relative?"),
-        (("kind: csv", "kind: cvs"), "artefact.kind: should be 'server', .* or 'adapter', not 'cvs'"),
         (("kind: number", "kind: numbxer"), "answer.kind: should be one of integer, number, choice"),
-        (("kind: number, ", ""), "answer.kind: should be one of"),
-        (("slug: how-far-is-it\n", ""), "slug: missing"),
         (("relative: 0.01", "relative: -1"), "answer.relative: should be greater than or equal to 0, not -1"),
         (("scoring: tolerance", "scoring: accuracy"), "scoring accuracy does not go with answer.kind number"),
         (("kind: csv, ", "kind: server, "), "artefact.server: MODULE.CLASS"),
@@ -495,40 +488,23 @@ def test_the_nemotron_reader_takes_the_last_filled_box_then_a_phrase_a_number_a_
         (("question}", "question, options: [a, b]}"), "inputs.options: 2 columns need a choice"),
         (("scoring: tolerance", "points: [0, 1, 2]\nscoring: tolerance"), "scoring tolerance does not count"),
         (("problem: question", "problem: row_id"), "inputs.id, problem, options: each needs a column"),
-        (("slug:", "slug: a\nslug:"), "not valid YAML"),
-        ((FLOATS, "a list"), "expected keys and values"),
         ((FLOATS, "{1: 2}"), "slug: missing"),
     ],
 )
 def test_a_bad_file_is_told_in_one_line_which_key_is_wrong(tmp_path, change, told):
     path = tmp_path / "mine.yaml"
     path.write_text(FLOATS.replace(*change))
-    with pytest.raises(AimoError, match=told) as e:
+    with pytest.raises(AimoError, match=rf"{path}: .*{told}"):
         read_competition(path)
-    assert "\n" not in str(e.value) and str(path) in str(e.value)
 
 
-def test_check_says_what_is_asked_taken_and_submitted(tmp_path):
+def test_what_cannot_be_asked_or_scored_is_refused(tmp_path):
     rules, test, *_ = laid_out(tmp_path, "letters")
-    done = here("competition", "check", str(rules), "--test", str(test))
-    takes = "letter of ABCD, else 'A'; letters ABCD, several False"
-    submits = "submission.csv with row_id, prediction"
-    assert all(told in done.stdout for told in (takes, submits, "3 questions, 3 known"))
-    assert done.stdout.endswith("which?\n\nA. 1\nB. 2\nC. 3\nD. 4\n")
-    test.write_text(test.read_text().replace(",C\n", ",E\n"))
+    test.write_text(THREE["letters"][1].replace(",C\n", ",E\n"))
     refused("competition", "check", rules, "--test", test, told=["question 8: its known answer 'E'"])
     refused("competition", "check", "aimo9", told=["or a path to a .yaml file"])
-
-
-def test_an_adapter_is_not_answered(tmp_path):
-    (tmp_path / "t.csv").write_text("id,prompt\n1,x\n")
-    given = "--model", "m", "--test", tmp_path / "t.csv", "--out", tmp_path / "o.csv"
-    refused("solve", *given, "--competition", "nemotron-reasoning", told=["it takes an adapter"])
     with pytest.raises(AimoError, match="it takes an adapter"):
         kernels.build_kernel("submission", tmp_path, competition="nemotron-reasoning")
-
-
-def test_a_file_that_the_host_would_refuse_is_not_scored(tmp_path):
     rules, test, *_ = laid_out(tmp_path, "floats")
     for text, told in (
         ("id,prediction\n7,1\n", "has the columns id, prediction; it needs row_id, prediction"),
@@ -542,14 +518,11 @@ def test_a_file_that_the_host_would_refuse_is_not_scored(tmp_path):
 
 
 def test_a_kernel_with_a_competition_of_its_own_is_checked_by_its_rules(tmp_path):
-    rules = tmp_path / "mine.yaml"
+    rules, written = tmp_path / "mine.yaml", tmp_path / "kernel-metadata.json"
     rules.write_text(FLOATS + "accelerators: [NvidiaTeslaT4]\nsession_s: 1000\n")
     built = kernels.build_kernel("submission", tmp_path, competition=str(rules))
     assert check_kernel(str(tmp_path)) == [], "its metadata have the slug, the machine and the hours"
-    assert "time_limit_s = 967" in built.read_text()
-    written = tmp_path / "kernel-metadata.json"
-    own = json.loads(written.read_text())
-    assert own["id"].endswith("/aimo-mine") and own["machine_shape"] == "NvidiaTeslaT4"
+    assert "time_limit_s = 967" in built.read_text() and '/aimo-mine"' in written.read_text()
     shutil.copyfile(kernels.FOLDER / "submission" / "kernel-metadata.json", written)
     rules.write_text(rules.read_text().replace("1000", "900"))
     kernels.build_kernel("submission", tmp_path, competition=str(rules))
@@ -563,17 +536,16 @@ def test_a_kernel_with_a_competition_of_its_own_is_checked_by_its_rules(tmp_path
 
 
 def test_a_kernel_for_a_profile_answers_its_competition_and_ships_the_judge_for_answers_in_latex(tmp_path):
+    rules = tmp_path / "mine.yaml"
     (tmp_path / "p.yaml").write_text(f"model: {{base: {TINY}}}\ncompetition: mine.yaml\n")
     for answer in ("latex", "text"):
-        (tmp_path / "mine.yaml").write_text(rules_of("how-far-is-it", answer, "accuracy"))
+        rules.write_text(rules_of("how-far-is-it", answer, "accuracy"))
         built = kernels.build_kernel("submission", tmp_path, profile=str(tmp_path / "p.yaml"))
         assert ("inference/judge.py" in built.read_text()) == (answer == "latex")
     cells = [cell.source for cell in nbformat.read(built, 4).cells]
     assert 'competition = "how-far-is-it"' in cells[2] and "/kaggle/input/how-far-is-it/test.csv" in cells[2]
     (shipped,) = (cell.partition("\n")[2] for cell in cells if "competitions/how-far-is-it.yaml" in cell[:90])
-    assert competitions.parse_competition(yaml.safe_load(shipped), "it") == read_competition(
-        tmp_path / "mine.yaml"
-    )
+    assert competitions.parse_competition(yaml.safe_load(shipped), "it") == read_competition(rules)
     assert check_kernel(str(tmp_path)) == []
     trained = kernels.build_kernel("evaluate", tmp_path, profile=str(tmp_path / "p.yaml"))
     assert 'competition = "how-far-is-it"' in trained.read_text().replace('\\"', '"')
