@@ -144,16 +144,14 @@ def evaluation_page(folder, texts):
     """The page of an evaluation, with the texts as benchmarks, subjects, models, sources and all else."""
     figures = {"questions": 2, "samples": 2, "pass@1": [0.5, 0.4, 0.6], "mean_tokens": [3.0, 2.0, 4.0]}
     by = {text: {"questions": 1, "pass@1": [0.5, 0.4, 0.6]} for text in texts}
+    published = [{"model": text, "kind": "published", text: 3.0} for text in texts]
     found = {
         "model": texts[11],
         "benchmarks": {text: figures | {"by_subject": by, "by_level": by} for text in texts[:12]},
         "leakage": {text: {"why": text} for text in texts}
         | {"x": {"data": texts[0], "texts": 1, "share": 0.5, "found": {text: 0.5 for text in texts}}},
         "audit": {text: [{"question": text, "gold": text, "answer": text, "end": text}] for text in texts},
-        "published": (
-            [{"model": t, "kind": "published", t: 3.0} for t in texts],
-            [{"source": t} for t in texts],
-        ),
+        "published": (published, [{"source": text} for text in texts]),
         "questions": {text: [asked(text)] for text in texts},
         "settings": {text: text for text in texts},
         "curves": {text: {"pass@k": {1: 0.5, 2: 0.6}} for text in texts[11::16]},
@@ -164,14 +162,12 @@ def evaluation_page(folder, texts):
 
 
 def comparison_page(folder, texts):
-    """The page of a comparison."""
     flips = {text: [{**asked(text), "sides": {text: asked(text), "b": asked(text)}}] for text in texts}
     found = {"title": texts[11], "verdicts": texts, "differences": [{t: t} for t in texts], "flips": flips}
     return pages.write_comparison(folder, found)
 
 
 def distillation_page(folder, texts):
-    """The page of a distillation."""
     readable = [text.encode("utf-8", "replace").decode() for text in texts]
     problems = {"problem": readable, "answer": readable, "pass_rate": 0.5, "samples": 2}
     kept = pl.DataFrame({"problem": readable, "generation": readable})
@@ -200,7 +196,6 @@ def notebook_page(folder, texts):
 
 
 def list_page(folder, texts):
-    """The list of runs whose folders and headlines are the texts."""
     for number, text in enumerate(texts):
         name = re.sub("[/\0]", "_", text)[:60].encode("utf-8", "replace")
         inner = folder / (os.fsdecode(name) if name not in (b"", b".") else f"run-{number}")

@@ -18,7 +18,6 @@ ROW = {"problem": "What is 6 x 7?", "answer": "42"}
 
 
 def load(path, **columns):
-    """A source's rows, and what was left out and repaired."""
     source = Source(str(path), columns=Columns(**columns) if columns else None)
     rows, notes = sources.load_source(source, 0, "data.sft")
     return rows.to_dicts(), notes
@@ -38,34 +37,35 @@ def refused(path, *told, **columns):
     assert all(text in str(e.value) for text in told)
 
 
-def talk(*turns):
-    return {"messages": [{"role": role, "content": text} for role, text in turns]}
+def held(content, expected, repaired=0, **columns):
+    [row], notes = load(write("rows.jsonl", content), **columns)
+    assert row | expected == row and notes.repaired.total() == repaired
 
 
-SOLVED = talk(("user", "What is 6 x 7?"), ("assistant", "\\boxed{42}"))
+def talk(*texts):
+    turns = zip(("user", "assistant") * 2, texts, strict=False)
+    return [{"role": role, "content": text} for role, text in turns]
+
+
+SOLVED = talk("What is 6 x 7?", "\\boxed{42}")
 
 
 def B01(case):
-    [row], _ = load(write("rows.jsonl", case["input"]))
-    assert (row["problem"], row["solution"]) == ("What is 10 + 1?", "… \\boxed{11}")
+    held(case["input"], {"problem": "What is 10 + 1?", "solution": "… \\boxed{11}"})
 
 
 def B02v(case):
-    row = talk(("user", "What is 10 + 1?"), ("assistant", "\\boxed{11}"))
-    row["messages"][1]["thinking"] = "I add them"
-    [row], _ = load(write("rows.jsonl", [row]))
-    assert "I add them" in row["solution"] and row["solution"].endswith("\\boxed{11}")
+    [row], _ = load(write("rows.jsonl", [{"messages": [SOLVED[0], SOLVED[1] | {"thinking": "I know"}]}]))
+    assert "I know" in row["solution"] and row["solution"].endswith("\\boxed{42}")
 
 
 def B03(case):
-    several = talk(("user", "Hi"), ("assistant", "Hello"))["messages"] + SOLVED["messages"]
-    rows, notes = load(write("rows.jsonl", [{"messages": several}]))
+    rows, notes = load(write("rows.jsonl", [{"messages": talk("Hi", "Hello") + SOLVED}]))
     assert not rows and notes.dropped == {"conversation of several turns": 1}
 
 
 def B04v(case):
-    [row], notes = load(write("rows.jsonl", case["input"]), solution="solution")
-    assert row["solution"] == "\ufffd 42" and notes.repaired.total() == 1
+    held(case["input"], {"solution": "\ufffd 42"}, repaired=1, solution="solution")
 
 
 def B05(case):
@@ -91,9 +91,8 @@ def read_everywhere(path):
 
 
 def B07v(case):
-    problem = "Let\u2028n\u0085be\u2029what"
-    row = {"id": "a", "problem": problem, "answer": 4}
-    assert read_everywhere(write("mine.jsonl", [row])) == problem
+    row = {"id": "a", "problem": "Let\u2028n\u0085be\u2029what", "answer": 4}
+    assert read_everywhere(write("mine.jsonl", [row])) == row["problem"]
 
 
 def B08(case):
@@ -103,7 +102,7 @@ def B08(case):
 
 
 def B09(case):
-    row = {"data_source": "math_dapo", "prompt": talk(("user", "What is 6 x 7?"))["messages"]}
+    row = {"data_source": "math_dapo", "prompt": talk("What is 6 x 7?")}
     row |= {"reward_model": {"ground_truth": "42", "style": "rule"}, "extra_info": {"index": "0-1"}}
     lines = write("rows.jsonl", [row])
     pl.DataFrame([row]).write_parquet(lines.with_suffix(".parquet"))
@@ -121,8 +120,7 @@ def B10(case):
 
 def B11(case):
     problem = r"Find $\beta=\frac{84}{2}$, $5\times 2$"
-    [row], notes = load(write("rows.jsonl", f'{{"problem": "{problem}", "answer": "42"}}\n'))
-    assert row["problem"] == problem and notes.repaired.total() == 1
+    held(f'{{"problem": "{problem}", "answer": "42"}}\n', {"problem": problem}, repaired=1)
 
 
 def B13(case):
@@ -135,9 +133,7 @@ def B13(case):
 
 
 def B14(case):
-    row = {"messages": json.dumps(SOLVED["messages"])}
-    [row], _ = load(write("rows.jsonl", [row]))
-    assert (row["problem"], row["solution"]) == ("What is 6 x 7?", "\\boxed{42}")
+    held([{"messages": json.dumps(SOLVED)}], {"problem": "What is 6 x 7?", "solution": "\\boxed{42}"})
 
 
 def B16(case):

@@ -41,18 +41,16 @@ def F05v(case):
 
 
 def F08(case):
-    assert solve_problem(Scripted(lambda *_: case["input"] + "\x03"), "Q", 4, Integer(0, 999)).votes == {
-        int(case["expected"]): 4
-    }
+    solution = solve_problem(Scripted(lambda *_: case["input"] + "\x03"), "Q", 4, Integer(0, 999))
+    assert solution.votes == {int(case["expected"]): 4}
 
 
 def G01(case):
     def text(count):
         return ", ".join(f"gcd(594,{n})={gcd(594, n)}" for n in range(102, 102 + count))
 
-    [runaway] = solve_problem(
-        Scripted(lambda *_: text(3500), max_tokens=60_000), "Q", 1, Integer(0, 999)
-    ).samples
+    sampler = Scripted(lambda *_: text(3500), max_tokens=60_000)
+    [runaway] = solve_problem(sampler, "Q", 1, Integer(0, 999)).samples
     assert runaway.end is End.REPETITION and runaway.tokens < 20_000
     honest = solve_problem(Scripted(lambda *_: text(40) + " so \\boxed{6}\x03"), "Q", 1, Integer(0, 999))
     assert honest.answer == 6 and honest.samples[0].end is not End.REPETITION
