@@ -126,10 +126,8 @@ def tied_embedding(model: Path) -> bytes | None:
 
 def read_adapter(adapter: str | Path) -> dict[str, Any]:
     """Return vLLM's engine arguments for a LoRA adapter. AimoError when it is none, or broken."""
-    path, remedy = (
-        Path(adapter, "adapter_config.json"),
-        "give a folder that PEFT wrote, such as a stage's `trained`",
-    )
+    path = Path(adapter, "adapter_config.json")
+    remedy = "give a folder that PEFT wrote, such as a stage's `trained`"
     if not path.is_file():
         raise AimoError(f"adapter {adapter}: no adapter_config.json there; {remedy}")
     rank = read_json(path, remedy).get("r")
