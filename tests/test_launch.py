@@ -282,7 +282,7 @@ def test_the_server_of_grpo_without_sft_has_the_base_on_the_gpus_that_it_can_use
         (base / "config.json").write_text('{"num_attention_heads": 6, "num_local_experts": 32}')
     overrides = ["sft=null", SERVED, f"model.base={base}"]
     asked = job(overrides=overrides, serve_gpus=serve_gpus)
-    assert told in asked.serve(config.load("tiny", asked.overrides), tmp_path)
+    assert told in asked.command("serve", config.load("tiny", asked.overrides), tmp_path)
 
 
 def test_grpos_server_keeps_its_gpus_and_answers_at_one_address_alone(tmp_path, capsys):

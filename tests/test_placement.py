@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
@@ -259,17 +260,17 @@ def test_advice_in_a_launched_process_keeps_its_command(monkeypatch, tmp_path):
 
 
 def test_a_second_training_lets_go_of_the_first_ones_vllm_before_it_starts_another(monkeypatch, tmp_path):
-    from aimo.train import grpo, trainers
+    from aimo.train import grpo
 
     model, engines = SimpleNamespace(generate=print), []
 
-    def make(*_, **given):
+    def make(**given):
         assert not hasattr(model, "answer"), "two engines hold memory"
         engines.append(SimpleNamespace(answer=lambda *_: engines))
-        return SimpleNamespace(add_callback=lambda _: None, vllm_generation=engines[-1])
+        return MagicMock(vllm_generation=engines[-1])
 
     args = SimpleNamespace(device=SimpleNamespace(type="cuda"), use_vllm=True)
-    monkeypatch.setattr(trainers, "make_trainer", make)
+    monkeypatch.setattr(grpo, "GrpoTrainer", make)
     monkeypatch.setattr(grpo, "fit", lambda *_: None)
     monkeypatch.setattr(grpo.arguments, "stage_arguments", lambda *_: args)
     for _ in range(2):

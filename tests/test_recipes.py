@@ -94,16 +94,13 @@ def rows_like(hub):
 # ---- What the docs say
 
 
-def test_every_profile_but_the_demos_is_a_recipe_with_a_row_in_the_docs():
+def test_every_recipe_has_its_sources_facts_and_trains_on_nothing_that_it_is_measured_by():
     assert set(RECIPES) == set(re.findall(r"^\| `([^`]+)` \| [^`]", DOCS.read_text(), re.MULTILINE))
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_no_recipe_trains_on_what_it_is_measured_by(name):
-    p = config.load(name)
-    evaluated = {source.source for source in p.data.decontaminate}
-    assert evaluated == {"HuggingFaceH4/MATH-500", "HuggingFaceH4/aime_2024", "yentinglin/aime_2025"}
-    assert p.data.heldout.source in evaluated
+    assert set(SOURCES) == {name for name in RECIPES if not name.startswith("kaggle")}, "these have none"
+    for data in (config.load(name).data for name in RECIPES):
+        evaluated = {source.source for source in data.decontaminate}
+        assert evaluated == {"HuggingFaceH4/MATH-500", "HuggingFaceH4/aime_2024", "yentinglin/aime_2025"}
+        assert data.heldout.source in evaluated
 
 
 # ---- What the sources say
@@ -112,36 +109,24 @@ def test_no_recipe_trains_on_what_it_is_measured_by(name):
 SOURCES = yaml.load((Path(__file__).parent / "recipes.yaml").read_text(), Loader)
 
 
-def ours(profile, key):
-    """A profile's value of a dotted key; rewards as their weights."""
-    found = profile
-    for name in key.split("."):
-        found = found[name] if isinstance(found, dict) else getattr(found, name)
-    return {name: reward.weight for name, reward in found.items()} if key == "grpo.rewards" else found
-
-
-def declared():
-    """The differences that the docs declare: source and here, by profile and key."""
+@pytest.mark.parametrize("name", SOURCES)
+def test_each_difference_from_the_source_stands_in_the_docs_and_nothing_else_does(name):
     rows = re.findall(
         r"^\| `([^`]+)` \| `([^`]+)` \| (.+) \| (.+) \| (.+) \|$", DOCS.read_text(), re.MULTILINE
     )
-    return {(name, key): (source, here) for name, key, source, here, _ in rows}
+    told = {key: (source, here) for profile, key, source, here, _ in rows if profile == name}
 
+    def value_of(key):
+        """The profile's value of a dotted key; rewards as their weights."""
+        found = config.load(name)
+        for part in key.split("."):
+            found = found[part] if isinstance(found, dict) else getattr(found, part)
+        return {kind: reward.weight for kind, reward in found.items()} if key == "grpo.rewards" else found
 
-def test_every_recipe_has_the_facts_of_its_source_but_the_kaggle_profiles_which_have_none():
-    assert set(SOURCES) == {name for name in RECIPES if not name.startswith("kaggle")}
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_each_difference_from_the_source_stands_in_the_docs_and_nothing_else_does(name):
-    told = {key: values for (profile, key), values in declared().items() if profile == name}
-    profile = config.load(name)
-    differing = {key for key, source in SOURCES[name].items() if ours(profile, key) != source}
-    assert told.keys() == differing
+    assert told.keys() == {key for key, source in SOURCES[name].items() if value_of(key) != source}
     for key, (source, here) in told.items():
-        value, text = ours(profile, key), SOURCES[name][key]
-        assert yaml.load(source, Loader) == text, f"{key}: the source has {text}"
-        begun = here.partition("…")[0].strip()
+        assert yaml.load(source, Loader) == SOURCES[name][key]
+        value, begun = value_of(key), here.partition("…")[0].strip()
         same = value.startswith(begun) if isinstance(value, str) and "…" in here else None
         assert same or yaml.load(here, Loader) == value, f"{key}: the profile has {value}"
 

@@ -50,14 +50,16 @@ def test_completions_are_counted_while_they_end_and_stay_what_they_are(monkeypat
 
     before = sample()
     for _ in range(2):  # a cell that runs twice
-        display.count(model, display.by_transformers)
+        display.count(model)
     assert torch.equal(sample(), before)
     counts = [int(re.fullmatch(r"sampling, (\d+) of 16 completions ended", line)[1]) for line in told]
     assert counts == sorted(counts) and counts[0] == 0 and counts[-1] > 8 and len(counts) <= 60
 
     told.clear()
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    bar = display.by_vllm(None)["use_tqdm"]
+    engine = SimpleNamespace(generate=lambda use_tqdm: use_tqdm)
+    display.count(engine, is_vllm=True)
+    bar = engine.generate()
     assert list(bar(range(3), desc="Rendering prompts")) == [0, 1, 2] and not told
     processed = bar(total=4, desc="Processed prompts", dynamic_ncols=True, postfix="")
     processed.update(4)

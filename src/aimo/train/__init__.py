@@ -2,5 +2,5 @@
 
 from aimo import load_late
 
-# They load torch, and TRL, which Unsloth has to come before.
+# They load torch, and TRL, whose classes Unsloth replaces: it has to come first.
 load_late(__name__, "callbacks", "compat", "dpo", "grpo", "models", "opd", "sft", "trainers")

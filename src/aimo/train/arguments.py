@@ -1,7 +1,7 @@
 """TRL's configuration of a stage, made from the profile, and the device and number type it trains with.
 
 A key of a stage's section that TRL has too is passed on by its name. Any other key under `STAGE.trl` goes to
-TRL as it is, over our fixed values, but for `TAKEN`. Import Unsloth first: it replaces TRL's classes.
+TRL as it is, over our fixed values, but for `TAKEN`.
 """
 
 import difflib
@@ -44,15 +44,14 @@ SERVED_TOP_K = 20  # likeliest tokens of a teacher behind a server: vLLM sends n
 def stage_arguments(run: Run) -> Any:
     """Return TRL's configuration of a stage. AimoError names a key under `STAGE.trl` that cannot be set, or
     what TRL refuses."""
-    stage, profile, section = run.stage, run.profile, getattr(run.profile, run.stage)
-    named = "Distillation" if stage == "opd" else stage.upper()
-    kind, model = getattr(compat.trl, f"{named}Config"), profile.model
-    if stage == "opd" and section.asks_server:
-        kind = compat.server_distillation()[1]
+    stage, profile, model = run.stage, run.profile, run.profile.model
+    section: Any = getattr(profile, stage)
     cuda, dtype = machine.computes_on_gpu(), choose_dtype(profile)[0]
+    samples, asks_server = stage in ("grpo", "opd"), stage == "opd" and section.asks_server
+    named = "Distillation" if stage == "opd" else stage.upper()
+    kind = compat.server_distillation()[1] if asks_server else getattr(compat.trl, f"{named}Config")
     known, own = {f.name for f in fields(kind)}, {f.name for f in fields(section)}
-    taken = TAKEN | own | ({"beta"} if stage == "opd" else set())
-    least_rate = {}
+    taken, least_rate = TAKEN | own | {"beta"} if stage == "opd" else TAKEN | own, {}
     if section.scheduler == "cosine_with_min_lr":
         taken, least_rate = taken | {"lr_scheduler_kwargs"}, {"min_lr_rate": section.min_lr_rate}
     for key in section.trl:
@@ -66,6 +65,12 @@ def stage_arguments(run: Run) -> Any:
         require_package(profile.training.log_to, f"training.log_to: {profile.training.log_to}")
     if section.use_liger_kernel:
         require_package("liger_kernel", f"{stage}.use_liger_kernel")
+    if samples and section.generation == "vllm" and model.lora is None and not cuda:
+        raise AimoError(
+            f"{stage}.generation: on a CPU vLLM keeps the output layer it started with; "
+            f"set model.lora, or {stage}.generation to transformers"
+        )
+
     values = {
         "output_dir": str(run.folder),
         "num_train_epochs": section.epochs,
@@ -87,49 +92,35 @@ def stage_arguments(run: Run) -> Any:
         "disable_tqdm": True,
     }
     values |= {key: value for key in own & known if (value := getattr(section, key)) is not None}
-    if getattr(section, "generation", None) == "vllm" and model.lora is None and not cuda:
-        raise AimoError(
-            f"{stage}.generation: on a CPU vLLM keeps the output layer it started with; "
-            f"set model.lora, or {stage}.generation to transformers"
-        )
-    if stage in ("grpo", "opd"):
-        values |= {
-            "use_vllm": section.generation != "transformers",
-            "vllm_gpu_memory_utilization": section.vllm_gpu_memory,
-            "vllm_max_model_length": model.max_length,
-        }
+    if samples:
+        values["use_vllm"] = section.generation != "transformers"
+        values["vllm_gpu_memory_utilization"] = section.vllm_gpu_memory
+        values["vllm_max_model_length"] = model.max_length
     else:
-        values |= {"max_length": model.max_length}
+        values["max_length"] = model.max_length
     if stage == "grpo":
+        size = completions_per_pass(section, int(os.environ.get("WORLD_SIZE", 1)))
         weights = [reward.weight for reward in section.rewards.values()]
-        values |= {
-            "per_device_train_batch_size": completions_per_pass(
-                section, int(os.environ.get("WORLD_SIZE", 1))
-            ),
-            "reward_weights": weights + [1.0] * (section.degenerate == "penalty"),
-        }
+        values["reward_weights"] = weights + [1.0] * (section.degenerate == "penalty")
         if section.generation == "vllm_server":
             values |= {"vllm_mode": "server", "vllm_server_base_url": section.vllm_server_url}
     else:
-        values |= {"per_device_train_batch_size": section.batch_size}
+        size = section.batch_size
     if stage == "opd":
-        values |= {"beta": {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}[section.divergence]}
-        if section.asks_server:
-            top_k = SERVED_TOP_K if section.divergence == "forward_kl" else 1  # TRL takes no more for others
-            url = section.teacher.rstrip("/").removesuffix("/v1")  # TRL asks for /health beside it
-            values |= {"teacher_model_server_url": url, "loss_top_k": top_k}
+        values["beta"] = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}[section.divergence]
+    if asks_server:
+        values["loss_top_k"] = SERVED_TOP_K if section.divergence == "forward_kl" else 1  # TRL takes no more
+        url = section.teacher.rstrip("/").removesuffix("/v1")  # TRL asks for /health beside it
+        values["teacher_model_server_url"] = url
     if stage == "sft":
         values |= {"completion_only_loss": True, "train_sampling_strategy": "random"}  # see sft.ByLength
-        counted = "non_padding" if model.backend == "unsloth" else "no"
-        values |= {"include_num_input_tokens_seen": counted}
+        values["include_num_input_tokens_seen"] = "non_padding" if model.backend == "unsloth" else "no"
         if section.packing and section.packing_strategy == "bfd" and "flash" not in model.attention:
             # TRL joins the packed rows of a batch; without flash attention its cost grows with the square.
-            values["per_device_train_batch_size"] = 1
-            values["gradient_accumulation_steps"] = section.gradient_accumulation_steps * section.batch_size
+            values["gradient_accumulation_steps"], size = section.gradient_accumulation_steps * size, 1
         if section.eval_steps:
-            size = values["per_device_train_batch_size"]
             values |= {"eval_strategy": "steps", "per_device_eval_batch_size": size}
-    values |= section.trl
+    values |= {"per_device_train_batch_size": size} | section.trl
     try:
         configured = kind(**values)
         # Unsloth puts a subclass of the same name in the place of TRL's class and changes some values; TRL's
@@ -200,11 +191,10 @@ def with_deepspeed() -> bool:
     return os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
-def zero_stage() -> int:
-    """Return the stage of ZeRO that this process was launched with; 0 without."""
-    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 0)) if with_deepspeed() else 0
+def zero_3() -> bool:
+    return with_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
 
 
 def is_sharded() -> bool:
     """Return whether each process keeps only a part of the model: under FSDP and ZeRO-3."""
-    return zero_stage() == 3 or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    return zero_3() or os.environ.get("ACCELERATE_USE_FSDP") == "true"

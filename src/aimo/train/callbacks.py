@@ -1,7 +1,5 @@
-"""What happens beside training: the record of each step, limits of time and disk, probes, and the
-checkpoints that training continues from.
-
-Import this module after Unsloth.
+"""What happens beside training: the record of each step, limits of time and disk, probes, the checkpoints
+that training continues from, and the plots below a notebook's cell.
 """
 
 import ctypes
@@ -23,19 +21,25 @@ from peft import set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from tqdm import tqdm
-from transformers import StoppingCriteria, TrainerCallback
+from transformers import StoppingCriteria, Trainer, TrainerCallback
 
 from aimo.data.prepare import Rows
 from aimo.inference.answers import extract
 from aimo.inference.errors import AimoError
 from aimo.inference.judge import are_correct, is_well_formed
 from aimo.inference.settings import Settings
-from aimo.inference.storage import append_lines, read_json, read_lines, write_json, write_lines
+from aimo.inference.storage import append_lines, read_json, write_json, write_lines
 from aimo.report import page, plots, tables
 from aimo.run.runs import SESSION_END, SESSION_OVER, Run, newest_first, step_of
-from aimo.train import grpo, models
+from aimo.train import models
 
-PROBES, PROBED = "probes.jsonl", 8  # the first completions of each probe
+PROBED = 8  # completions of each probe that probes.jsonl keeps
+
+# Transformers 5.17 loads the optimiser of a checkpoint onto the process's device. In several CPU processes
+# that is `cpu:0`, which torch does not know.
+torch.serialization.register_package(
+    0, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None
+)
 
 
 class AlreadyTrained(Exception):
@@ -46,15 +50,13 @@ class Record(TrainerCallback):
     """Writes each logged record as a line of log.jsonl, with seconds, tokens per second and GPU memory."""
 
     def __init__(self, run: Run):
-        self.path, self.started = run.folder / "log.jsonl", time.monotonic()
-        self.seconds_before = 0.0  # of training, up to the checkpoint that training continues from
+        self.path = run.folder / "log.jsonl"
         self.last: tuple[float, float] | None = None  # time and tokens of the record before
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Drop the records after the checkpoint that training continues from."""
-        self.started = time.monotonic()
-        if state.log_history:
-            self.seconds_before = state.log_history[-1].get("train_seconds", 0.0)
+        """Drop the records after the checkpoint that training continues from, whose seconds count on."""
+        before = state.log_history[-1].get("train_seconds", 0.0) if state.log_history else 0.0
+        self.started = time.monotonic() - before
         if state.is_world_process_zero:
             write_lines(self.path, state.log_history)
         if state.global_step >= state.max_steps:
@@ -68,7 +70,7 @@ class Record(TrainerCallback):
             if self.last:
                 record["tokens_per_second"] = (tokens - self.last[1]) / (now - self.last[0])
             self.last = now, tokens
-        record["train_seconds"] = self.seconds_before + now - self.started
+        record["train_seconds"] = now - self.started
         if torch.cuda.is_available():
             record["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if state.is_world_process_zero:
@@ -76,8 +78,8 @@ class Record(TrainerCallback):
 
 
 class Trim(TrainerCallback):
-    """Gives the system the memory back that a step has freed: glibc keeps it in pieces between those in use,
-    a gigabyte and more where a step's tensors have other sizes each time."""
+    """Gives the system the memory back that a step has freed, and that glibc keeps in pieces: a gigabyte and
+    more where a step's tensors have other sizes each time."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's alone
@@ -99,20 +101,19 @@ class Budgets(TrainerCallback):
         if state.global_step > 1:  # the first step compiles and loads
             self.slowest = max(self.slowest, now - self.last_step)
         self.last_step = now
-        ends = []
+        ends = {}
         if limit := self.limits.time_limit_s:
-            ends.append((self.started + limit, f"the time limit of {limit} s"))
+            ends[f"the time limit of {limit} s"] = self.started + limit
         if SESSION_END in os.environ:
-            ends.append((float(os.environ[SESSION_END]), SESSION_OVER))
-        for end, reason in ends:
+            ends[SESSION_OVER] = float(os.environ[SESSION_END])
+        for reason, end in ends.items():
             if main_process_says(now + 2 * self.slowest > end):
                 control.should_training_stop = control.should_save = True
                 self.reason = reason
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop when the run with one more checkpoint like the newest would pass the disk budget."""
-        budget = self.limits.disk_gb
-        if budget is None:
+        if (budget := self.limits.disk_gb) is None:
             return
         folders = self.run.dir, *newest_first(self.run.folder)[:1]
         files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
@@ -135,15 +136,9 @@ class Probe(TrainerCallback):
     rows: Rows  # with `prompt` and `answer`
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Probe the model that training starts from; drop what was kept after the checkpoint."""
-        path = self.run.folder / PROBES
-        if state.is_world_process_zero:
-            kept = [line for line in read_lines(path) if line["step"] <= state.global_step]
-            write_lines(path, kept if state.global_step else [])
+        """Probe the model that training starts from."""
         if state.global_step == 0:
-            if state.is_world_process_zero:
-                keep_best(self.run.folder, step=0)
-            self.trainer.log_apart(self.probe(0))
+            self.probe(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Probe, and save the model to `best` if none before was better."""
@@ -152,8 +147,7 @@ class Probe(TrainerCallback):
             return
         earlier = [r["probe/accuracy"] for r in state.log_history if r["step"] and "probe/accuracy" in r]
         figures = self.probe(state.global_step)
-        self.trainer.log_apart(figures)
-        control.should_log = True  # the call above cleared it, and the step's record is still to come
+        control.should_log = True  # the probe's record cleared it, and the step's is still to come
         if figures["probe/accuracy"] >= max(earlier, default=0.0):
             best = self.run.folder / "best"
             self.trainer.save_model(str(best))
@@ -161,26 +155,30 @@ class Probe(TrainerCallback):
                 write_json(best / "probe.json", {"step": state.global_step} | figures)
 
     def probe(self, step: int) -> dict[str, float]:
-        """Return the shares of right and of well-formed completions, and their mean length in tokens."""
+        """Log and return the shares of right and of well-formed completions, and their mean length in
+        tokens."""
         grpo, solver, prompt = self.run.profile.grpo, self.run.profile.inference, self.run.profile.prompt
         max_tokens = grpo.max_completion_length if grpo else solver.max_tokens or Settings.max_tokens
         tokenizer = self.trainer.processing_class
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         texts = models.complete(model, tokenizer, self.rows, max_tokens)
         golds, kind = [row["answer"] for row in self.rows], self.run.profile.answer_kind
-        verdicts = are_correct(texts, golds, prompt.tags, kind)
+        rights = [verdict is True for verdict in are_correct(texts, golds, prompt.tags, kind)]
         if self.trainer.is_world_process_zero():
-            lines = []
-            for i, (row, text, verdict) in enumerate(zip(self.rows, texts, verdicts, strict=True)):
-                asked = {"id": i, "problem": row["prompt"][-1]["content"], "gold": str(row["answer"])}
-                found = {"right": verdict is True, "answer": extract(text, prompt.tags), "text": text}
-                lines.append({"step": step} | asked | found)
-            append_lines(self.run.folder / PROBES, lines[:PROBED])
-        return {
-            "probe/accuracy": sum(verdict is True for verdict in verdicts) / len(texts),
+            lines = [
+                {"step": step, "id": i, "problem": row["prompt"][-1]["content"], "gold": str(row["answer"])}
+                | {"right": right, "answer": extract(text, prompt.tags), "text": text}
+                for i, (row, text, right) in enumerate(zip(self.rows, texts, rights, strict=True))
+            ]
+            append_lines(self.run.folder / "probes.jsonl", lines[:PROBED])
+        figures = {
+            "probe/accuracy": sum(rights) / len(texts),
             "probe/format": sum(is_well_formed(prompt, text) for text in texts) / len(texts),
             "probe/length": sum(len(tokenizer.encode(text)) for text in texts) / len(texts),
         }
+        # Apart: TRL's own `log` would add the figures of the step so far, and clear them.
+        Trainer.log(self.trainer, figures)
+        return figures
 
 
 # ---- Checkpoints
@@ -199,19 +197,6 @@ def last_checkpoint(folder: Path) -> str | None:
             print(f"{checkpoint.name} was not written to its end; the one before is used.")
             shutil.rmtree(checkpoint)
     return None
-
-
-@functools.cache  # torch takes a package once
-def accept_cpu_index() -> None:
-    """Let torch load a checkpoint in several CPU processes.
-
-    Transformers 5.17 loads the optimizer onto the process's device, there `cpu:0`, which torch does not know.
-    """
-
-    def restore_cpu(storage: Any, location: str) -> Any:
-        return storage if location.startswith("cpu:") else None
-
-    torch.serialization.register_package(0, lambda storage: None, restore_cpu)
 
 
 def keep_until(folder: Path, name: str) -> None:
@@ -250,6 +235,8 @@ def save_trained(trainer: Any, folder: Path) -> None:
             trainer.model.load_state_dict(load_file(file), strict=False)
 
 
+# ---- The plots below a notebook's cell
+
 LEAST_S = 2.0  # between two drawings
 SHARE = 0.05  # of the time may go into drawing
 COUNT_S = 0.5  # between two counts of completions
@@ -286,46 +273,41 @@ class EndedBar(tqdm):  # type: ignore[type-arg]
 class Live(TrainerCallback):
     """The plots below a cell that trains. They go when training ends, and stay when it is stopped."""
 
-    below: Any
-
     def __init__(self, run: Run, trainer: Any):
         self.run, self.trainer = run, trainer
         self.drawn, self.cost = time.monotonic(), 0.0
         self.interrupted = self.ended = False
-        self.count(trainer.accelerator.unwrap_model(trainer.model), self.by_transformers)
+        self.count(trainer.accelerator.unwrap_model(trainer.model))
         if vllm := getattr(getattr(trainer, "vllm_generation", None), "llm", None):  # in this process
-            self.count(vllm, self.by_vllm)
+            self.count(vllm, is_vllm=True)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        signal.signal(signal.SIGINT, self.interrupt)  # until the cell ends, when Jupyter sets its own again
-        self.trainer.tell()
-        self.below = display(page.Html(""), display_id=True)
+    def count(self, engine: Any, is_vllm: bool = False) -> None:
+        """Let `engine.generate` count the completions that have ended."""
+        uncounted = engine.__dict__.setdefault("uncounted", engine.generate)  # once, if the cell runs again
+        bar = functools.partial(EndedBar, tell=self.sampled, file=io.StringIO(), disable=False)
 
-    def interrupt(self, number: int, frame: Any) -> None:
-        """Stop here; where the exception is swallowed, as in a finaliser, the end of the step raises it."""
-        self.interrupted = True
-        signal.default_int_handler(number, frame)
+        @functools.wraps(uncounted)
+        def generate(*args: Any, **given: Any) -> Any:
+            if is_vllm:
+                return uncounted(*args, **given | {"use_tqdm": bar})
+            ends = (given.get("generation_config") or engine.generation_config).eos_token_id
+            return uncounted(*args, **given | {"stopping_criteria": [Ended(ends, self.sampled)]})
+
+        engine.generate = generate
 
     def sampled(self, done: int, total: int) -> None:
         if not self.ended:  # a later cell may sample too
             self.trainer.doing(f"sampling, {done} of {total} completions ended")
 
-    def count(self, engine: Any, keywords: Callable[..., dict[str, Any]]) -> None:
-        """Let `engine.generate` take further keywords, which count the completions that have ended."""
-        uncounted = engine.__dict__.setdefault("uncounted", engine.generate)  # once, if the cell runs again
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        signal.signal(signal.SIGINT, self.interrupt)  # until the cell ends, when Jupyter sets its own again
+        self.trainer.tell()
+        self.below: Any = display(page.Html(""), display_id=True)
 
-        @functools.wraps(uncounted)
-        def generate(*args: Any, **given: Any) -> Any:
-            return uncounted(*args, **given | keywords(engine, **given))
-
-        engine.generate = generate
-
-    def by_transformers(self, model: Any, **given: Any) -> dict[str, Any]:
-        config = given.get("generation_config") or model.generation_config
-        return {"stopping_criteria": [Ended(config.eos_token_id, self.sampled)]}
-
-    def by_vllm(self, _: Any, **given: Any) -> dict[str, Any]:
-        return {"use_tqdm": functools.partial(EndedBar, tell=self.sampled, file=io.StringIO(), disable=False)}
+    def interrupt(self, number: int, frame: Any) -> None:
+        """Stop here; where the exception is swallowed, as in a finaliser, the end of the step raises it."""
+        self.interrupted = True
+        signal.default_int_handler(number, frame)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.interrupted:
@@ -338,7 +320,7 @@ class Live(TrainerCallback):
             return
         shown = plots.training([r for r in state.log_history if "step" in r])
         if self.run.stage == "grpo":
-            shown = page.join([shown, tables.table(grpo.last_samples(self.trainer, 2))])
+            shown = page.join([shown, tables.table(self.trainer.last_samples(2))])
         self.below.update(shown)
         self.drawn = time.monotonic()
         self.cost = self.drawn - now

@@ -32,19 +32,15 @@ GRPO: Any = trl.GRPOTrainer
 
 
 def take_one_gpu(args: Any) -> None:
-    """Let a process that trains alone take one GPU, however many it sees.
-
-    `TrainingArguments._n_gpu` (Transformers): with more, `Trainer` wraps the model in DataParallel, which TRL
-    refuses. It is too late to hide the others once CUDA has started.
-    """
+    """Let a process that trains alone take one GPU, however many it sees: with more, `Trainer` wraps the
+    model in DataParallel, which TRL refuses (`TrainingArguments._n_gpu`, Transformers)."""
     args._n_gpu = min(args.n_gpu, 1)
 
 
 class OrderHook(BEFORE_TRLS):
     """A base of a trainer: `order_rows` takes its sampler and returns the one to use.
 
-    `Trainer._get_train_sampler` (Transformers; TRL's GRPOTrainer overrides it): the public
-    `get_train_dataloader` builds the sampler and prepares the loader for several processes in one step.
+    `Trainer._get_train_sampler` (Transformers): the public `get_train_dataloader` also prepares the loader.
     """
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -52,29 +48,22 @@ class OrderHook(BEFORE_TRLS):
 
 
 def pack_tokens(dataset: Any, args: Any) -> Any:
-    """Return what TRL's SFTTrainer makes of a tokenised dataset, without a trainer and its model.
-
-    `SFTTrainer._prepare_dataset` (TRL) makes labels and packs; only `trl.pack_dataset` is public.
-    """
+    """Return what TRL's SFTTrainer makes of a tokenised dataset, without a model: labels, in packed rows
+    (`SFTTrainer._prepare_dataset`, TRL; only `trl.pack_dataset` is public)."""
     trainer: Any = SimpleNamespace(completion_only_loss=True)  # all that it reads for tokenised rows
     unused: Any = None
     return trl.SFTTrainer._prepare_dataset(trainer, dataset, unused, args, True, None, "train")
 
 
 def goes_around(trainer: Any) -> bool:
-    """Return whether a trainer is one that Unsloth generates on a GPU.
-
-    Its `compute_loss` of SFT and GRPO (unsloth 2026.10.9) goes around TRL's, which logs the entropy. The
-    hooks below log it there, of the first pass of a step.
-    """
+    """Return whether a trainer is one that Unsloth generates on a GPU: `compute_loss` of SFT and GRPO
+    (unsloth 2026.10.9) goes around TRL's, and the hooks below log the entropy of a step's first pass."""
     return any(kind.__name__.startswith("Unsloth") for kind in type(trainer).__mro__)
 
 
 class SftHook(trl.SFTTrainer):
-    """TRL's SFT, with its figures from Unsloth's trainer too: entropy and token accuracy.
-
-    The model that TRL has given a `fused_lm_head` computes them, here from the hidden states of the loss.
-    """
+    """TRL's SFT, whose `fused_lm_head` also computes entropy and token accuracy for Unsloth's trainer, from
+    the hidden states of the loss."""
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         figures = self._metrics["train" if model.training else "eval"]
@@ -113,8 +102,7 @@ class GrpoHook(GRPO):
     `GRPOTrainer._generate_and_score_completions` (TRL) samples with `_generate`, scores with
     `_calculate_rewards` and makes tensors of all rows. Rows are exchanged between the two, so that masks,
     log-probabilities and advantages are TRL's. `_metrics` are averaged inside `GRPOTrainer.log`;
-    `_batch_environments` has a name for each row. `_get_per_token_logps_and_entropies` gives the
-    log-probabilities of the policy, the old policy and the reference; nothing public stands before the loss.
+    `_batch_environments` has a name for each row. Nothing public stands before the loss.
     """
 
     chosen_rewards: Any
@@ -222,9 +210,9 @@ class GrpoHook(GRPO):
         # PEFT casts what an adapter reads to the adapter's float32, and autocast casts it back, to the bit.
         uncast = functools.partial(disable_input_dtype_casting, model, on_cpu and self.args.bf16)
 
-        def compute(input_ids: Any, attention_mask: Any, logits_to_keep: int, **more: Any) -> Any:
+        def compute(*rows: Any, **more: Any) -> Any:
             with uncast():
-                return of_rows(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs | more)
+                return of_rows(model, *rows, *args, **kwargs | more)
 
         def packed(input_ids: Any, position_ids: Any, mask: Any, targets: Any) -> tuple[Any, Any]:
             with uncast(), self.accelerator.autocast():
@@ -240,11 +228,8 @@ class GrpoHook(GRPO):
 
 
 def last_completions(trainer: Any) -> dict[str, Any]:
-    """GRPO's latest completions in all processes: `prompt`, `completion`, `advantages`, and `rewards` by
-    function.
-
-    `GRPOTrainer._logs` (TRL): `log_completions=True` prints all of them at each step, or writes a file.
-    """
+    """GRPO's latest completions in all processes: `prompt`, `completion`, `advantages`, `rewards` by function
+    (`GRPOTrainer._logs`, TRL: `log_completions=True` prints all of them at each step, or writes a file)."""
     return trainer._logs
 
 
@@ -318,10 +303,7 @@ class ExactGeneration(grpo_trainer.VLLMGeneration):
 
 
 def server_distillation() -> tuple[Any, Any]:
-    """Return TRL's trainer and configuration for a teacher behind a server.
-
-    `trl.experimental.server_distillation` (TRL): an experiment, which warns when it is imported.
-    """
+    """Return TRL's trainer and configuration for a teacher behind a server, an experiment of TRL's."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental import server_distillation as found
 
@@ -396,21 +378,16 @@ def plain_divergence(
     """
     if any(value not in (None, 1.0) for value in scales.values()):
         raise AimoError("opd: a model that scales or caps its logits is distilled on a GPU only")
-
-    def log_probs(hidden: torch.Tensor, head: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return (torch.nn.functional.linear(hidden, head, bias).float() / temperature).log_softmax(-1)
-
-    valid = mask.bool()
-    ours = log_probs(student[valid], student_head, student_lm_head_bias)  # (n, V)
-    theirs = log_probs(teacher[valid], teacher_head, teacher_lm_head_bias).detach()  # (n, V)
+    linear, valid = torch.nn.functional.linear, mask.bool()
+    ours = linear(student[valid], student_head, student_lm_head_bias).float() / temperature  # (n, V)
+    theirs = linear(teacher[valid], teacher_head, teacher_lm_head_bias).float() / temperature  # (n, V)
+    ours, theirs = ours.log_softmax(-1), theirs.log_softmax(-1).detach()
 
     def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         return (p.exp() * (p - q)).sum()
 
-    if beta == 0:
-        divergence = kl(theirs, ours)
-    elif beta == 1:
-        divergence = kl(ours, theirs)
+    if beta in (0, 1):
+        divergence = kl(ours, theirs) if beta else kl(theirs, ours)
     else:
         mixed = torch.logaddexp(ours + math.log(1 - beta), theirs + math.log(beta))
         divergence = beta * kl(theirs, mixed) + (1 - beta) * kl(ours, mixed)
@@ -423,10 +400,9 @@ def patch_trl() -> None:
     """Let TRL's trainers run without Triton, that is, on a CPU, and generate with `ExactGeneration`.
 
     `trl.trainer.utils._ChunkedLogProbFunction` (TRL) is None without Triton, and the trainers call it
-    unchecked; Unsloth provides its own. `distillation_trainer._chunked_divergence_loss` (TRL) needs it too.
-    The trainers make a `VLLMGeneration`, by the name that their modules have for it. On a CPU, vLLM would
-    compile for a minute and keep prompts in blocks of 128 tokens, of which only whole ones are shared by the
-    samples of a group; TRL passes no such argument to `LLM`.
+    unchecked; `distillation_trainer._chunked_divergence_loss` needs it too. On a CPU, vLLM would compile for
+    a minute and keep prompts in blocks of 128 tokens, of which the samples of a group share only whole ones;
+    TRL passes no such argument to `LLM`.
     """
     if utils._ChunkedLogProbFunction is None:
         utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]

@@ -23,11 +23,8 @@ LONGER = 1.5  # times as long as the shortest must a right completion be to be r
 
 
 def sample_pairs(model: Any, rows: Rows, run: Run) -> Rows:
-    """Sample the first `dpo.problems` rows and return pairs: `prompt`, `chosen`, `rejected`, `kind`.
-
-    They are kept in the stage's folder and read from there when it is started again. AimoError when there is
-    none.
-    """
+    """Sample the first `dpo.problems` rows and return pairs: `prompt`, `chosen`, `rejected`, `kind`. The
+    stage's folder keeps them for its next start. AimoError when there is none."""
     dpo, kept = run.profile.dpo, run.folder / "pairs.json"
     assert dpo
     if kept.exists():
@@ -73,13 +70,7 @@ def train_dpo(model: Any, tokenizer: Any, pairs: Rows, run: Run, probe: Rows | N
     The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r(y) is the log-probability of
     y under the policy less that under the reference, the model that training starts from.
     """
-    columns = ("prompt", "chosen", "rejected")
-    trainer = trainers.make_trainer(
-        trainers.DpoTrainer,
-        run,
-        model=model,
-        args=arguments.stage_arguments(run),
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in pairs]),
-    )
-    return trainers.fit(trainer, run, probe)
+    columns = "prompt", "chosen", "rejected"
+    given = {"train_dataset": Dataset.from_list([{name: row[name] for name in columns} for row in pairs])}
+    given |= {"model": model, "args": arguments.stage_arguments(run), "processing_class": tokenizer}
+    return trainers.fit(trainers.make_trainer(trainers.DpoTrainer, run, **given), run, probe)

@@ -15,8 +15,6 @@ One step of TRL's trainer, with our changes:
 4. The advantage of a completion is its reward less its group's mean, divided by the standard deviation.
 5. The loss is the policy gradient over the tokens that the policy sampled, with clipped ratios (`loss_type`);
    KL to the model that training starts from counts if `beta` is set.
-
-Import this module after Unsloth, which replaces TRL's classes.
 """
 
 import copy
@@ -41,11 +39,11 @@ from aimo.inference import voting
 from aimo.inference.errors import AimoError
 from aimo.inference.prompts import Completion, escape_special_tokens
 from aimo.inference.sandbox import Programs, has_sandbox
-from aimo.inference.storage import append_lines, read_lines, write_lines
+from aimo.inference.storage import append_lines
 from aimo.inference.tool_calls import PYTHON, find_tool_call, find_tool_parser
 from aimo.run.runs import Run
 from aimo.train import arguments, compat
-from aimo.train.trainers import Log, Shared, fit, make_sampling_trainer
+from aimo.train.trainers import Log, Shared, fit, make_trainer
 
 SAMPLES_KEPT = 4  # completions of a step, in samples.jsonl
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
@@ -63,21 +61,13 @@ def train_grpo(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | N
     `trainers.fit`. `probe` rows (`prompt`, `answer`) are answered every `grpo.probe_steps`."""
     profile, grpo, args = run.profile, run.profile.grpo, arguments.stage_arguments(run)
     assert grpo
-    trainer = make_sampling_trainer(
-        GrpoTrainer,
-        run,
-        model=model,
-        args=args,
-        train_dataset=Dataset.from_list(rows),
-        reward_funcs=[
-            *rewards.get_reward_funcs(grpo.rewards, profile.prompt, profile.answer_kind),
-            *[degenerate_reward] * (grpo.degenerate == "penalty"),
-        ],
-        **{"processing_class": tokenizer} | trainer_arguments(profile, model, tokenizer, args),
-    )
+    functions: list[Any] = rewards.get_reward_funcs(grpo.rewards, profile.prompt, profile.answer_kind)
+    functions = functions + [degenerate_reward] * (grpo.degenerate == "penalty")
+    given = {"model": model, "args": args, "processing_class": tokenizer, "reward_funcs": functions}
+    given |= {"train_dataset": Dataset.from_list(rows)} | trainer_arguments(profile, model, tokenizer, args)
+    trainer = make_trainer(GrpoTrainer, run, **given)
     trainer.max_resample, trainer.degenerate = grpo.max_resample, grpo.degenerate
-    trainer.add_callback(Mismatch())
-    trainer.add_callback(Samples(trainer, run.folder, grpo.sample_steps))
+    trainer.add_callback(Samples(trainer, run.folder / "samples.jsonl", grpo.sample_steps))
     return fit(trainer, run, probe)
 
 
@@ -108,8 +98,8 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         `max_resample`. They split evenly over the processes and `steps_per_generation`.
 
         Where `max_resample` times as many prompts have too few, the step is smaller. The further prompts
-        follow from the seed, the step and its first prompt, so that a resumed run tries the same. All
-        processes see the completions of all, and decide alike.
+        follow from the seed, the step and its first prompt: a resumed run tries the same, and all processes,
+        which see the completions of all, decide alike.
         """
         if self.max_resample is None:
             return None
@@ -160,10 +150,8 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         return apart.repeat_interleave(self.num_generations)
 
     def masks(self, replies: list[Any], completion_ids: list[list[int]], mask: Any) -> Any:
-        """Return which tokens of each completion count in the loss; None for all. Counts degenerate ones.
-
-        A masked token is left out of TRL's sum over tokens and of the number that the sum is divided by.
-        """
+        """Return which tokens of each completion count in TRL's sum over tokens and in the number that it is
+        divided by; None for all. Count degenerate completions."""
         found = [is_degenerate(rewards.text_of(reply)) for reply in replies]
         self.found_degenerate += sum(found)
         if self.degenerate != "mask":
@@ -192,14 +180,33 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         found["degenerate"], self.found_degenerate = self.accelerator.gather(counted).sum(), 0
         return {name: value.item() for name, value in found.items()} | {"groups/tried": len(groups)}
 
+    def last_samples(self, count: int) -> Rows:
+        """Return the newest completions for a person to read: problem, all turns with their programs and what
+        these printed, rewards and advantage."""
+        logs, found = compat.last_completions(self), []
+        for i in range(-min(count, len(logs["completion"])), 0):
+            text = ""
+            for message in logs["completion"][i]:
+                if message["role"] == "tool":
+                    text += f"```output\n{message['content']}\n```\n"
+                    continue
+                text += message["content"]
+                for call in message.get("tool_calls", []):
+                    text += f"\n```python\n{call['function']['arguments']['code']}\n```\n"
+            sample = {"problem": rewards.text_of(logs["prompt"][i]), "completion": text}
+            sample |= {name: values[i] for name, values in logs["rewards"].items()}
+            found.append(sample | {"advantage": logs["advantages"][i]})
+        return found
+
     def log_probs(
         self, compute: Any, packed: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int
     ) -> Any:
         """Return TRL's log-probabilities and entropies (rows, logits_to_keep) and its auxiliary loss.
 
-        On a CPU, compute parts, each padded to its own longest row only; of a large vocabulary and prompts
-        that are long beside their completions, `of_groups`. With vLLM, TRL asks for the same values before
-        the loss and in it: those of a large vocabulary are computed once.
+        On a CPU, compute up to four parts, each padded to its own longest row only. A large vocabulary takes
+        parts of at most TOKENS, of which only the last keeps its activations; where prompts are long beside
+        their completions, `of_groups`. With vLLM, TRL asks for the same values before the loss and in it:
+        those of a large vocabulary are computed once.
         """
         if input_ids.device.type != "cpu" or compat.goes_around(self):
             return compute(input_ids, attention_mask, logits_to_keep)
@@ -217,44 +224,36 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         alone = self.accelerator.num_processes == self.args.steps_per_generation == 1
         first = self.use_vllm and self.vllm_importance_sampling_correction and self.kept is None
         keeps = bool(large and packed and alone and first and training and not with_gradient)
+        if keeps:
+            compute = functools.partial(compute, compute_entropy=True)
         with torch.set_grad_enabled(with_gradient or keeps):
             found = None
             if packed and large and shared < SHARED and self.packs is not False:
                 found = self.of_groups(compute, packed, input_ids, attention_mask, logits_to_keep)
             if found is None:
-                every = functools.partial(compute, compute_entropy=True) if keeps else compute
-                found = self.of_rows(every, input_ids, attention_mask, logits_to_keep, large)
+                begins = attention_mask.argmax(1)  # (rows,)
+                ends = width - attention_mask.flip(1).argmax(1)  # (rows,)
+                ends = ends.clamp(min=width - logits_to_keep + 1)
+                order, parts = ends.argsort(), []
+                split = order.split(max(1, TOKENS // width) if large else max(8, -(-rows // 4)))
+                for part in split:
+                    begin, end = int(begins[part].min()), int(ends[part].max())
+                    cut = width - end
+                    own = input_ids[part, begin:end], attention_mask[part, begin:end], logits_to_keep - cut
+                    again = large and part is not split[-1]
+                    values = checkpoint(compute, *own, use_reentrant=False) if again else compute(*own)
+                    parts.append([*(None if v is None else pad(v, (0, cut)) for v in values[:2]), values[2]])
+                logps, entropies, losses = zip(*parts, strict=True)
+                back = order.argsort()
+                found = (
+                    torch.cat(logps)[back],
+                    None if entropies[0] is None else torch.cat(entropies)[back],
+                    None if losses[0] is None else torch.stack(losses).mean(),
+                )
         if keeps:
             self.kept = {row: i for i, row in enumerate(asked)}, found
             found = [None if values is None else values.detach() for values in found]
         return found
-
-    def of_rows(
-        self, compute: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, large: bool
-    ) -> Any:
-        """Return what `log_probs` does, of up to four parts; with a large vocabulary of parts of at most
-        TOKENS, of which only the last keeps its activations."""
-        rows, width = input_ids.shape
-        begins = attention_mask.argmax(1)  # (rows,)
-        ends = (width - attention_mask.flip(1).argmax(1)).clamp(min=width - logits_to_keep + 1)  # (rows,)
-        order, parts = ends.argsort(), []
-        split = order.split(max(1, TOKENS // width) if large else max(8, -(-rows // 4)))
-        for part in split:
-            begin, end = int(begins[part].min()), int(ends[part].max())
-            ids, mask, cut = input_ids[part, begin:end], attention_mask[part, begin:end], width - end
-            given = ids, mask, logits_to_keep - cut
-            if large and part is not split[-1]:
-                values = checkpoint(compute, *given, use_reentrant=False)
-            else:
-                values = compute(*given)  # (part, logits_to_keep - cut), twice
-            parts.append([*(None if v is None else pad(v, (0, cut)) for v in values[:2]), values[2]])
-        logps, entropies, aux_losses = zip(*parts, strict=True)
-        back = order.argsort()
-        return (
-            torch.cat(logps)[back],
-            None if entropies[0] is None else torch.cat(entropies)[back],
-            None if aux_losses[0] is None else torch.stack(aux_losses).mean(),
-        )
 
     def of_groups(
         self, compute: Any, packed: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int
@@ -313,42 +312,21 @@ class GrpoTrainer(Shared, compat.GrpoHook):
 
 
 class Samples(TrainerCallback):
-    """Keeps a few completions with their rewards in samples.jsonl every `every` steps."""
+    """Keeps a few completions in samples.jsonl, and warns when the log-probabilities of vLLM and of the
+    trainer differ by more than rounding.
 
-    def __init__(self, trainer: Any, folder: Path, every: int):
-        self.trainer, self.path, self.every = trainer, folder / "samples.jsonl", every
+    TRL scores a step's completions with both, right after it has sent vLLM the step's weights: weights that
+    did not arrive show at once. At the first step both have those that the stage starts from.
+    """
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Drop the samples after the checkpoint that training continues from."""
-        if state.is_world_process_zero:
-            write_lines(self.path, [s for s in read_lines(self.path) if s["step"] <= state.global_step])
+    def __init__(self, trainer: Any, path: Path, every: int):
+        self.trainer, self.path, self.every = trainer, path, every
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         due = state.global_step == 1 or state.global_step % self.every == 0
-        if not (due and state.is_world_process_zero):
-            return
-        samples = last_samples(self.trainer, SAMPLES_KEPT)
-        append_lines(self.path, [{"step": state.global_step} | sample for sample in samples])
-
-
-def last_samples(trainer: Any, count: int) -> Rows:
-    """Return the newest completions with their problems, rewards and advantages."""
-    logs = compat.last_completions(trainer)
-    return [
-        {"problem": rewards.text_of(logs["prompt"][i]), "completion": transcript(logs["completion"][i])}
-        | {name: values[i] for name, values in logs["rewards"].items()}
-        | {"advantage": logs["advantages"][i]}
-        for i in range(-min(count, len(logs["completion"])), 0)
-    ]
-
-
-class Mismatch(TrainerCallback):
-    """Warns when the log-probabilities of vLLM and of the trainer differ by more than rounding.
-
-    TRL scores the completions of a step with both, right after it has sent vLLM the weights of the step:
-    weights that did not arrive show at once. At the first step both have the weights that the stage starts
-    from, and differ by rounding.
-    """
+        if due and state.is_world_process_zero:
+            samples = self.trainer.last_samples(SAMPLES_KEPT)
+            append_lines(self.path, [{"step": state.global_step} | sample for sample in samples])
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Add the bound to the newest record, and warn of the first step in a row that is above it."""
@@ -393,11 +371,9 @@ class ToolSession:
 
 
 def trainer_arguments(profile: Profile, model: Any, tokenizer: Any, args: Any) -> dict[str, Any]:
-    """Return what TRL's GRPOTrainer takes so that completions run Python; nothing without `grpo.tools`.
-
-    Sets the number of a completion's calls in `args`. AimoError when the parser does not fit the model, or
-    nothing can be confined here.
-    """
+    """Return what TRL's GRPOTrainer takes so that completions run Python, nothing without `grpo.tools`, and
+    set the number of their calls in `args`. AimoError when the parser does not fit the model, or nothing can
+    be confined here."""
     if not (profile.grpo and profile.grpo.tools):
         return {}
     settings = profile.solver_settings(model.config.name_or_path)
@@ -425,16 +401,3 @@ def trainer_arguments(profile: Profile, model: Any, tokenizer: Any, args: Any) -
         "processing_class": asked,
         "environment_factory": lambda: ToolSession(tokenizer, settings.tool_seconds),
     }
-
-
-def transcript(messages: list[dict[str, Any]]) -> str:
-    """Return a completion for a person to read: its turns, its programs and what they printed."""
-    text = ""
-    for message in messages:
-        if message["role"] == "tool":
-            text += f"```output\n{message['content']}\n```\n"
-            continue
-        text += message["content"]
-        for call in message.get("tool_calls", []):
-            text += f"\n```python\n{call['function']['arguments']['code']}\n```\n"
-    return text

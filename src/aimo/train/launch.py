@@ -5,6 +5,7 @@ Each process runs `python -m aimo.train.launch sft --profile tiny`: the notebook
 """
 
 import atexit
+import functools
 import importlib.util
 import json
 import math
@@ -38,6 +39,7 @@ from aimo.train import arguments, dpo, models, trainers
 # Strategies, and TRL's accelerate configurations for them.
 CONFIGS = {"ddp": "multi_gpu", "fsdp": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
 SLURM = Path(__file__).with_name("train.slurm")
+HOST = "127.0.0.1"  # where GRPO's server answers, if it has no node of its own
 SPARE_S = 1800  # seconds of a Slurm job beyond the time limit of training: to load, merge and push
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -56,9 +58,7 @@ def train_stage(
     only_sample: bool = False,
 ) -> None:
     """Train a stage as its notebook does, together with the other processes; the main one saves the model.
-
-    `only_sample` ends before training, with what vLLM samples for the rows in the stage's folder.
-    """
+    `only_sample` ends after vLLM has sampled what the stage trains on."""
     if int(os.environ.get("RANK", 0)):  # the main process has locked the run's folder for all
         os.environ[runs.LOCKED] = str(runs.run_folder(run_dir, config.load(profile, overrides)))
     run = runs.begin(name, profile, run_dir, overrides)
@@ -75,8 +75,7 @@ def train_stage(
     if only_sample:
         return
     # ZeRO-3 shards the weights as they are read, if DeepSpeed's configuration exists by then, and is kept.
-    sharded = arguments.zero_stage() == 3
-    sharding = arguments.stage_arguments(run) if sharded else None
+    sharding = arguments.stage_arguments(run) if arguments.zero_3() else None
     model = models.load_model(start, run.profile, with_vllm=bool(grpo and grpo.generation == "vllm"))
     tokenizer = models.load_tokenizer(start, run.profile)
     more = {"test": prepare.read_set(data, "sft_test")} if name == "sft" else {}
@@ -132,9 +131,50 @@ class Job:
     def processes(self) -> int:
         return (self.devices - self.serve_gpus) * self.nodes
 
-    def train(self, rank: str = "0") -> str:
-        """Return the shell command of node `rank`. Several nodes meet at MASTER_ADDR, the first of them, and
-        MASTER_PORT."""
+    def served_in(self, profile: Profile) -> tuple[int, int]:
+        """Return into how many parts the server splits the model, which it does between attention heads, and
+        how many copies of them it holds: of a dense model, one."""
+        gpus, described = self.serve_gpus or self.devices, config.locate(profile.model.base) / "config.json"
+        if not described.exists():
+            return gpus, 1
+        settings = json.loads(described.read_text())
+        shards = math.gcd(gpus, settings["num_attention_heads"])
+        has_experts = {"num_experts", "num_local_experts", "n_routed_experts"} & settings.keys()
+        return shards, gpus // shards if has_experts else 1
+
+    def command(
+        self, what: str, profile: Profile, folder: Path, rank: str = "0", host: str = HOST, port: str = "8000"
+    ) -> str:
+        """Return a shell command of the run in `folder`: vLLM's to `sample` what the stage trains on, in one
+        process; accelerate's to `train` it on node `rank`; or TRL's to `serve` GRPO's policy.
+
+        The server takes the last `serve_gpus`, or a node of its own. It asks for no key, so `host` is the one
+        address that it answers at. Several nodes meet at MASTER_ADDR, the first of them, and MASTER_PORT.
+        `rank`, `host` and `port` are words of the shell.
+        """
+        every, trains = self.devices, self.devices - self.serve_gpus
+        first, end = {"sample": (0, every), "train": (0, trains), "serve": (trains, every)}[what]
+        gpus = "" if self.cpu else ",".join(map(str, range(first, end)))
+        begin = f"env CUDA_VISIBLE_DEVICES={gpus} " if self.cpu or self.serve_gpus else ""
+        if what == "serve":
+            before, named = profile.trained_before(self.stage), profile.model.base
+            base = config.locate(named).absolute()
+            model = folder / STAGES[before].product if before else base if base.is_dir() else named
+            shards, copies = self.served_in(profile)
+            return (
+                f"{begin}{shlex.quote(str(Path(sys.executable).with_name('trl')))} vllm-serve"
+                f" --model {shlex.quote(str(model))} --tensor_parallel_size {shards}"
+                f" --data_parallel_size {copies} --max_model_len {profile.model.max_length}"
+                f" --host {host} --port {port}"
+            )
+
+        named = str(Path(self.profile).absolute()) if self.profile.endswith(".yaml") else self.profile
+        words = ["-m", "aimo.train.launch", self.stage, "--profile", named]
+        words += ["--run-dir", str(Path(self.run_dir).absolute())] if self.run_dir else []
+        worker = shlex.join(words + [part for override in self.overrides for part in ("--set", override)])
+        begin += shlex.quote(sys.executable)
+        if what == "sample":
+            return f"{begin} {worker} --only-sample"
         trl = importlib.util.find_spec("trl")
         assert trl and trl.origin
         name = "single_gpu" if self.strategy == "ddp" and self.processes == 1 else CONFIGS.get(self.strategy)
@@ -144,65 +184,13 @@ class Job:
         if self.nodes > 1:
             meet = f'--machine_rank {rank} --main_process_ip "$MASTER_ADDR"'
             meet += ' --main_process_port "$MASTER_PORT"'
-        offload = " --offload_optimizer_device cpu" if self.offload else ""
-        offload += " --offload_param_device cpu" if self.offload == "all" else ""
+        meet += " --offload_optimizer_device cpu" if self.offload else ""
+        meet += " --offload_param_device cpu" if self.offload == "all" else ""
         return (
-            f"{self.visible(0, self.devices - self.serve_gpus)}{shlex.quote(sys.executable)}"
-            f" -m accelerate.commands.launch --config_file {shlex.quote(str(configuration))}"
-            f" --num_processes {self.processes} --num_machines {self.nodes} {meet}{offload}"
-            f" --mixed_precision no {self.worker()}"  # model.dtype decides, not the file
+            f"{begin} -m accelerate.commands.launch --config_file {shlex.quote(str(configuration))}"
+            f" --num_processes {self.processes} --num_machines {self.nodes} {meet}"
+            f" --mixed_precision no {worker}"  # model.dtype decides, not the file
         )
-
-    def sample(self, profile: Profile) -> str | None:
-        """Return the shell command to run first, in one process, if vLLM samples what the stage trains on."""
-        if self.stage == "dpo" or (self.stage == "grpo" and profile.grpo and profile.grpo.pass_rate):
-            python = shlex.quote(sys.executable)
-            return f"{self.visible(0, self.devices)}{python} {self.worker()} --only-sample"
-        return None
-
-    def visible(self, first: int, end: int) -> str:
-        """Return the beginning of a command that uses the GPUs from `first` to before `end`."""
-        if self.cpu:
-            return "env CUDA_VISIBLE_DEVICES= "
-        shared = ",".join(map(str, range(first, end)))
-        return f"env CUDA_VISIBLE_DEVICES={shared} " if self.serve_gpus else ""
-
-    def serve(self, profile: Profile, folder: Path, host: str = "127.0.0.1", port: str = "8000") -> str:
-        """Return the shell command of GRPO's vLLM server: on the last `serve_gpus`, or on its own node.
-
-        It asks for no key, so `host` is the one address that it answers at. `host` and `port` are words of
-        the shell.
-        """
-        before = profile.trained_before(self.stage)
-        base = config.locate(profile.model.base).absolute()
-        model = folder / STAGES[before].product if before else base if base.is_dir() else profile.model.base
-        shards, copies = self.served_in(profile)
-        trl = shlex.quote(str(Path(sys.executable).with_name("trl")))
-        return (
-            f"{self.visible(self.devices - self.serve_gpus, self.devices)}{trl} vllm-serve"
-            f" --model {shlex.quote(str(model))} --tensor_parallel_size {shards}"
-            f" --data_parallel_size {copies} --max_model_len {profile.model.max_length}"
-            f" --host {host} --port {port}"
-        )
-
-    def served_in(self, profile: Profile) -> tuple[int, int]:
-        """Return into how many parts the server splits the model, and how many copies of them it holds.
-
-        vLLM splits between attention heads. Of a dense model a server holds one copy.
-        """
-        gpus, described = self.serve_gpus or self.devices, config.locate(profile.model.base) / "config.json"
-        if not described.exists():
-            return gpus, 1
-        settings = json.loads(described.read_text())
-        shards = math.gcd(gpus, settings["num_attention_heads"])
-        has_experts = {"num_experts", "num_local_experts", "n_routed_experts"} & settings.keys()
-        return shards, gpus // shards if has_experts else 1
-
-    def worker(self) -> str:
-        profile = str(Path(self.profile).absolute()) if self.profile.endswith(".yaml") else self.profile
-        words = ["-m", "aimo.train.launch", self.stage, "--profile", profile]
-        words += ["--run-dir", str(Path(self.run_dir).absolute())] if self.run_dir else []
-        return shlex.join(words + [part for override in self.overrides for part in ("--set", override)])
 
 
 def strategy_of(file: str) -> str:
@@ -273,9 +261,11 @@ def launch_job(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
     """
     profile = config.load(job.profile, job.overrides)
     check_job(job, profile)
-    before, folder = job.sample(profile), runs.run_folder(job.run_dir, profile)
+    folder, grpo = runs.run_folder(job.run_dir, profile), profile.grpo if job.stage == "grpo" else None
+    command = functools.partial(job.command, profile=profile, folder=folder)
+    before = command("sample") if job.stage == "dpo" or (grpo and grpo.pass_rate) else None
     if slurm:
-        path, text = folder / "slurm" / f"{job.stage}.slurm", slurm_script(job, profile, folder)
+        path, text = folder / "slurm" / f"{job.stage}.slurm", slurm_script(job, profile, folder, before)
         if dry_run:
             print(text)
         else:
@@ -285,8 +275,9 @@ def launch_job(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
         print(f"sbatch {shlex.quote(str(path))}")
         return
     if dry_run:
-        serve = [f"{job.serve(profile, folder)} &"] if job.serve_gpus else []
-        print(*filter(None, [before, *serve, *(job.train(str(node)) for node in range(job.nodes))]), sep="\n")
+        server = f"{command('serve')} &" if job.serve_gpus else None
+        trains = (command("train", rank=str(node)) for node in range(job.nodes))
+        print(*filter(None, [before, server, *trains]), sep="\n")
         return
     if job.nodes > 1:
         raise AimoError(
@@ -306,23 +297,21 @@ def launch_job(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
     if runs.is_finished(run.dir, job.stage):
         print(f"{job.stage}: finished before, kept")
         return
-    log, lock, host = run.folder / "launch.log", runs.held(run.dir), "127.0.0.1"
+    log, lock = run.folder / "launch.log", runs.held(run.dir)
     with progress.Display(run.dir, run.profile) as display, log.open("w") as output:
         display.start(job.stage)
         try:
             if before:
                 follow(job, before, output, lock)
             if job.serve_gpus:
-                port = vllm_process.free_port(host, 0)
-                url, vllm_log = f"http://{host}:{port}", run.folder / "vllm.log"
+                port = vllm_process.free_port(HOST, 0)
+                url, vllm_log = f"http://{HOST}:{port}", run.folder / "vllm.log"
                 vllm_log.unlink(missing_ok=True)
-                command = shlex.split(job.serve(run.profile, run.dir, host, str(port)))
-                with vllm_process.answering(
-                    command, f"{url}/health/", vllm_log, "the policy", lock
-                ) as server:
-                    follow(job, f"{job.train()} --vllm-server-url {url}", output, lock, server)
+                serve, health = shlex.split(command("serve", port=str(port))), f"{url}/health/"
+                with vllm_process.answering(serve, health, vllm_log, "the policy", lock) as process:
+                    follow(job, f"{command('train')} --vllm-server-url {url}", output, lock, process)
             else:
-                follow(job, job.train(), output, lock)
+                follow(job, command("train"), output, lock)
         except KeyboardInterrupt:
             raise AimoError("interrupted; run the same command again to continue") from None
         seconds = runs.read_metrics(run.dir)["stages"][job.stage]["seconds"]
@@ -340,10 +329,8 @@ def follow(
     lock: Collection[int],
     server: "subprocess.Popen[bytes] | None" = None,
 ) -> None:
-    """Run a command to its end, or to that of the `server` that it needs, and tell why it failed.
-
-    The descriptors of `lock` stay open until the last process below it has ended.
-    """
+    """Run a command to its end, or to that of the `server` that it needs, and tell why it failed. The
+    descriptors of `lock` stay open until the last process below it has ended."""
     with vllm_process.running(shlex.split(command), output, lock) as process:
         while process.poll() is None:  # wait() would sleep through Ctrl-C: polars restarts it
             if server and server.poll() is not None:
@@ -360,30 +347,26 @@ def follow(
         )
 
 
-def slurm_script(job: Job, profile: Profile, folder: Path) -> str:
-    """Return the Slurm script of a job: the file `train.slurm`, filled in.
-
-    GRPO with `generation: vllm_server` gets one more node, for the server, unless `serve_gpus` of its own
-    node serve.
-    """
-    limit, here = profile.training.time_limit_s, str(runs.run_folder(Path.cwd(), profile))
+def slurm_script(job: Job, profile: Profile, folder: Path, sample: str | None) -> str:
+    """Return `train.slurm`, filled in. GRPO with `generation: vllm_server` gets one more node, for the
+    server, unless `serve_gpus` of its own node serve."""
+    limit, logs = profile.training.time_limit_s, str(folder / "slurm")
     serves = bool(job.stage == "grpo" and profile.grpo and profile.grpo.generation == "vllm_server")
-    logs, sample = str(folder / "slurm"), job.sample(profile)
-    pattern = logs.replace("%", "%%") + f"/{job.stage}-%j.log"  # %j is the job's number
+    train = job.command("train", profile, folder, rank='"$SLURM_PROCID"')
     return Template(SLURM.read_text(), keep_trailing_newline=True).render(
         stage=job.stage,
         nodes=job.nodes + (serves and not job.serve_gpus),
         gpus=job.devices,
         time=f"#SBATCH --time={math.ceil((limit + SPARE_S) / 60)}" if limit else "# no time limit",
-        here=shlex.quote(here),
-        pattern=shlex.quote(pattern),
+        here=shlex.quote(str(runs.run_folder(Path.cwd(), profile))),
+        pattern=shlex.quote(logs.replace("%", "%%") + f"/{job.stage}-%j.log"),  # %j is the job's number
         train_nodes=job.nodes,
         samples=int(bool(sample)),
         serves=int(serves),
         logs=shlex.quote(logs),
         sample=sample or "true",
-        serve=job.serve(profile, folder, '"$HOST"', '"$PORT"') if serves else "true",
-        train=job.train('"$SLURM_PROCID"') + (' --vllm-server-url "$SERVER"' if serves else ""),
+        serve=job.command("serve", profile, folder, host='"$HOST"', port='"$PORT"') if serves else "true",
+        train=train + (' --vllm-server-url "$SERVER"' if serves else ""),
     )
 
 

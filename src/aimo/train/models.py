@@ -5,7 +5,6 @@ TRL: whatever imports those comes after it.
 """
 
 import contextlib
-import functools
 import importlib
 import os
 import shutil
@@ -48,20 +47,49 @@ Templates = str | dict[str, str]  # a tokenizer's chat template, or several by n
 
 
 def load_tokenizer(folder: Path, profile: Profile) -> Any:
-    """Return the tokenizer with the profile's chat template and end-of-turn token, padding on the left."""
-    tokenizer, wanted = read_tokenizer(folder, padding_side="left"), profile.prompt.eos_token
-    if wanted is not None:
-        if wanted not in tokenizer.get_vocab():
+    """Return the tokenizer with the profile's chat template and end-of-turn token, padding on the left.
+    AimoError for a template that cannot be trained with."""
+    tokenizer, prompt = read_tokenizer(folder, padding_side="left"), profile.prompt
+    if prompt.eos_token is not None:
+        if prompt.eos_token not in tokenizer.get_vocab():
             raise AimoError(
-                f"prompt.eos_token: {wanted!r} is no token of {folder}; its own is {tokenizer.eos_token!r}"
+                f"prompt.eos_token: {prompt.eos_token!r} is no token of {folder}; "
+                f"its own is {tokenizer.eos_token!r}"
             )
-        tokenizer.eos_token = wanted
-    if tokenizer.eos_token is None:
+        tokenizer.eos_token = prompt.eos_token
+    eos = tokenizer.eos_token
+    if eos is None:
         raise AimoError(f"model {folder}: its tokenizer has no end-of-sequence token; set prompt.eos_token")
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.chat_template = chat_template(profile.prompt, tokenizer.chat_template)
-    check_trainable(tokenizer, profile.prompt)
+        tokenizer.pad_token = eos
+    tokenizer.chat_template = chat_template(prompt, tokenizer.chat_template)
+
+    template = f"prompt.template: {prompt.template!r}"
+    remedy = "use chatml, plain or a Jinja file of your own"
+    talk, reply = prompts.as_prompt("1 + 1?"), prompts.as_completion(prompt, "Let me think.", 2)
+    what = f"{template}{' and prompt.system' if prompt.system else ''}"
+    talks = [(talk, True), (talk, False), (talk + reply, False)]
+    asked, bare, answered = prompts.apply_template(tokenizer, talks, what, remedy)
+    if prompt.system.strip() not in asked:
+        raise AimoError(f"{template} has no system role, and prompt.system is set; empty it, or {remedy}")
+    if prompt.template != "plain" and asked == bare:
+        raise AimoError(
+            f"{template} adds no generation prompt, so nothing tells the model to answer; {remedy}"
+        )
+    if not answered.startswith(asked) or "Let me think." not in answered:
+        raise AimoError(
+            f"{template} shows a reply differently from how it asks for it (it may leave out thoughts), so "
+            f"that training and generation would differ; {remedy}"
+        )
+    end = answered.rpartition(prompt.answer_end.strip())[2].strip()
+    if not end.startswith(eos):
+        added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        ending = max((token for token in added if end.startswith(token)), key=len, default=None)
+        raise AimoError(
+            f"{template} ends a reply in {(ending or end)!r}, not in the tokenizer's eos_token {eos!r}, "
+            "so the model would not learn to stop; "
+            + (f"set prompt.eos_token to {ending!r}" if ending else f"end it in eos_token, or {remedy}")
+        )
     return tokenizer
 
 
@@ -83,13 +111,13 @@ def chat_template(prompt: Prompt, own: Templates | None) -> Templates:
         template = TEMPLATES[prompt.template]
     else:
         path = config.locate(prompt.template)
-        if not path.is_file():
+        try:
+            template = path.read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
             raise AimoError(
                 f"prompt.template: {prompt.template!r} is not plain, chatml or model, "
                 "and no file of that name exists"
-            )
-        try:
-            template = path.read_text(encoding="utf-8-sig")
+            ) from None
         except (OSError, UnicodeDecodeError) as e:
             raise AimoError(f"prompt.template: {path} cannot be read ({e}); save it as UTF-8") from None
     if prompt.system:
@@ -102,40 +130,6 @@ def chat_template(prompt: Prompt, own: Templates | None) -> Templates:
     return prompts.MARK + template if prompt.template == "model" else template
 
 
-def check_trainable(tokenizer: Any, prompt: Prompt) -> None:
-    """Raise AimoError for a template that cannot be rendered, or that cannot be trained with.
-
-    It must show the system prompt, add a generation prompt, show a reply as it asks for it, and end it in the
-    tokenizer's end-of-sequence token.
-    """
-    template = f"prompt.template: {prompt.template!r}"
-    remedy = "use chatml, plain or a Jinja file of your own"
-    talk, reply = prompts.as_prompt("1 + 1?"), prompts.as_completion(prompt, "Let me think.", 2)
-    what = f"{template}{' and prompt.system' if prompt.system else ''}"
-    talks = [(talk, True), (talk, False), (talk + reply, False)]
-    asked, bare, answered = prompts.apply_template(tokenizer, talks, what, remedy)
-    if prompt.system.strip() not in asked:
-        raise AimoError(f"{template} has no system role, and prompt.system is set; empty it, or {remedy}")
-    if prompt.template != "plain" and asked == bare:
-        raise AimoError(
-            f"{template} adds no generation prompt, so nothing tells the model to answer; {remedy}"
-        )
-    if not answered.startswith(asked) or "Let me think." not in answered:
-        raise AimoError(
-            f"{template} shows a reply differently from how it asks for it (it may leave out thoughts), so "
-            f"that training and generation would differ; {remedy}"
-        )
-    end, eos = answered.rpartition(prompt.answer_end.strip())[2].strip(), tokenizer.eos_token
-    if not end.startswith(eos):
-        added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-        ending = max((token for token in added if end.startswith(token)), key=len, default=None)
-        raise AimoError(
-            f"{template} ends a reply in {(ending or end)!r}, not in the tokenizer's eos_token {eos!r}, "
-            "so the model would not learn to stop; "
-            + (f"set prompt.eos_token to {ending!r}" if ending else f"end it in eos_token, or {remedy}")
-        )
-
-
 def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
     """Return a model ready to train: with LoRA adapters, or with all weights when `model.lora` is null.
 
@@ -146,21 +140,19 @@ def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
     if settings.load_in_4bit and not cuda:
         raise AimoError("model.load_in_4bit: four-bit weights need a GPU and there is none; set it to false")
     compute, reason = arguments.choose_dtype(profile)
-    line = f"Training in {compute}: {reason}."
-    gpus = torch.cuda.device_count() if cuda else 0
+    line, gpus = f"Training in {compute}: {reason}.", torch.cuda.device_count() if cuda else 0
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
         line += f" One process takes one of the {gpus} GPUs; `aimo launch` trains on all."
     print(line)
     if loader is None:
         return load_with_peft(folder, profile)
-    dtype = arguments.weights_dtype(profile)
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"dtype": getattr(torch, arguments.weights_dtype(profile))}
     if cuda and lora is None:
-        dtype, more = compute, {"float32_mixed_precision": True}
+        more = {"dtype": getattr(torch, compute), "float32_mixed_precision": True}
     with_vllm = with_vllm and cuda  # on a CPU, TRL starts the engine
     if with_vllm and profile.grpo:
         # The engine takes its memory and its seed from here, not from TRL's configuration.
-        more = {"gpu_memory_utilization": profile.grpo.vllm_gpu_memory}
+        more["gpu_memory_utilization"] = profile.grpo.vllm_gpu_memory
     shared: dict[str, Any] = {
         "use_gradient_checkpointing": "unsloth" if cuda and settings.gradient_checkpointing else False,
         "random_state": profile.seed,
@@ -169,7 +161,6 @@ def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
         model, _ = loader.from_pretrained(
             str(folder),
             max_seq_length=settings.max_length,
-            dtype=getattr(torch, dtype),
             load_in_4bit=settings.load_in_4bit,
             full_finetuning=lora is None,
             fast_inference=with_vllm,
@@ -182,23 +173,21 @@ def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
         adapted = loader.get_peft_model(
             model, r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, **shared
         )
+
+    def answer(prompts: list[list[int]], max_tokens: int, end: int) -> list[list[int]] | None:
+        """Return the likeliest completions by Unsloth's vLLM; None when a prompt fills the context."""
+        from vllm import SamplingParams
+
+        if settings.max_length and max(map(len, prompts)) >= settings.max_length:
+            return None
+        greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop_token_ids=[end])
+        asked = [{"prompt_token_ids": ids} for ids in prompts]
+        found = model.vllm_engine.generate(asked, greedy, use_tqdm=False)
+        return [output.outputs[0].token_ids for output in found]
+
     if with_vllm:  # until its trainer is made; the adapters are new and change nothing
-        adapted.answer = functools.partial(answer_by, model.vllm_engine, settings.max_length)
+        adapted.answer = answer
     return adapted
-
-
-def answer_by(
-    llm: Any, context: int | None, prompts: list[list[int]], max_tokens: int, end: int
-) -> list[list[int]] | None:
-    """Return the likeliest completion of each prompt by Unsloth's vLLM, both as token ids; None when a prompt
-    fills the context."""
-    from vllm import SamplingParams
-
-    if context and max(map(len, prompts)) >= context:
-        return None
-    greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop_token_ids=[end])
-    asked = [{"prompt_token_ids": ids} for ids in prompts]
-    return [output.outputs[0].token_ids for output in llm.generate(asked, greedy, use_tqdm=False)]
 
 
 def import_unsloth() -> Any:
@@ -271,13 +260,10 @@ def training_of(stage: str) -> Callable[..., list[dict[str, Any]]]:
 
 
 def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int, do_sample: bool = False) -> list[str]:
-    """Return the most likely completion of each row's prompt, or a sampled one; [] for no rows.
-
-    Where vLLM samples beside the trainer, it writes the most likely ones too.
-    """
+    """Return the most likely completion of each row's prompt, or a sampled one; [] for no rows. Where vLLM
+    samples beside the trainer, it writes the most likely ones too."""
     if not rows:
         return []
-    sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if do_sample else {}
     asked = [row["prompt"] for row in rows]
     texts = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -285,28 +271,19 @@ def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int, do_sample:
         replies = model.answer(ids, max_tokens, tokenizer.eos_token_id)
         if replies is not None:
             return tokenizer.batch_decode(replies, skip_special_tokens=True)  # type: ignore[no-any-return]
-    longest = max(map(len, ids))
-    size = max(1, TOKENS_AT_ONCE // (longest + max_tokens))
+    how = {"max_new_tokens": max_tokens, "pad_token_id": tokenizer.pad_token_id, "do_sample": do_sample}
+    how |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if do_sample else {}
+    size = max(1, TOKENS_AT_ONCE // (max(map(len, ids)) + max_tokens))
     marks = (getattr(module, "gradient_checkpointing", False) for module in model.modules())
     checkpointing, was_training = next(filter(None, marks), False), model.training
     model.eval()
     completions: list[str] = []
-    for first in range(0, len(texts), size):
-        batch = tokenizer(
-            texts[first : first + size],
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-        ).to(model.device)  # (size, prompt length)
+    for first in range(0, len(ids), size):
+        part, left = texts[first : first + size], {"padding": True, "padding_side": "left"}
+        batch = tokenizer(part, return_tensors="pt", add_special_tokens=False, **left)
+        batch = batch.to(model.device)  # (size, prompt length)
         with torch.no_grad():
-            out = model.generate(
-                **batch,
-                max_new_tokens=max_tokens,
-                pad_token_id=tokenizer.pad_token_id,
-                do_sample=do_sample,
-                **sampling,
-            )  # (size, prompt length + new tokens)
+            out = model.generate(**batch, **how)  # (size, prompt length + new tokens)
         replies = out[:, batch["input_ids"].shape[1] :]
         completions += tokenizer.batch_decode(replies, skip_special_tokens=True)
     model.train(was_training)
@@ -336,41 +313,37 @@ def merged(model: Any) -> Iterator[None]:
 
 def check_adapter(adapter: Path, base: Path) -> None:
     """Refuse an adapter that was trained on another base; a base that moved with its run is the same."""
-    path = adapter / "adapter_config.json"
+    path, remedy = adapter / "adapter_config.json", f"remove {adapter}, or train it again"
     if not path.exists():
         return
-    remedy = f"remove {adapter}, or train it again"
     named = read_json(path, remedy).get("base_model_name_or_path", 0)
     if not isinstance(named, str | None):
         raise AimoError(f"{path}: it names no base model; {remedy}")
-    under = Path(named or base)
-    if under.absolute().parts[-2:] != base.absolute().parts[-2:]:
+    if Path(named or base).absolute().parts[-2:] != base.absolute().parts[-2:]:
         raise AimoError(
-            f"{adapter} is an adapter for {under}, not for {base}; take another run folder, or remove it"
+            f"{adapter} is an adapter for {named}, not for {base}; take another run folder, or remove it"
         )
 
 
 def save_model(run: Run, tokenizer: Any, figures: dict[str, Any]) -> None:
-    """Turn what training left in the stage's `trained` (an adapter, or all weights) into its folder `model`.
+    """Turn what training left in the stage's `trained` (an adapter, or all weights) into its folder `model`:
+    16-bit weights (32-bit where they were trained so), tokenizer, chat template, the solver's settings
+    (aimo.json) and a model card with `figures`.
 
-    That holds 16-bit weights (32-bit where they were trained so), tokenizer, chat template, the
-    solver's settings (aimo.json) and a model card with `figures`. It is written whole or not at all. An
-    adapter stays in `trained`.
+    The folder is written whole or not at all. An adapter stays in `trained`.
     """
     peft, transformers = after_unsloth()
     profile, base = run.profile, run.start_model()
-    trained, folder = run.folder / "trained", run.folder / "model"
+    trained, folder, named = run.folder / "trained", run.folder / "model", profile.model.base
     is_adapter = (trained / "adapter_config.json").exists()
-    if is_adapter:
-        check_adapter(trained, base)
     dtype = getattr(torch, arguments.choose_dtype(profile)[0])
     model = transformers.AutoModelForCausalLM.from_pretrained(base if is_adapter else trained, dtype=dtype)
     if is_adapter:
+        check_adapter(trained, base)
         model = peft.PeftModel.from_pretrained(model, str(trained)).merge_and_unload()
     model.config.use_cache = True
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    named = profile.model.base
     header = ModelCardData(
         base_model=None if config.locate(named).is_dir() else named,  # the hub takes its own ids only
         library_name="transformers",
@@ -395,10 +368,8 @@ def save_model(run: Run, tokenizer: Any, figures: dict[str, Any]) -> None:
 
 
 def push_trained(run: Run) -> None:
-    """Push the stage's model folder to where `training.push_to_hub` and `push_to_kaggle` say.
-
-    On Kaggle it is a new version, compared with what arrived. AimoError when it is refused.
-    """
+    """Push the stage's model folder to where `training.push_to_hub` and `push_to_kaggle` say; to Kaggle as a
+    new version, compared with what arrived. AimoError when it is refused."""
     to, folder = run.profile.training, run.folder / "model"
     if to.push_to_hub:
         hub.push_model(folder, to.push_to_hub)
@@ -407,7 +378,5 @@ def push_trained(run: Run) -> None:
             with client.sign_in() as api:
                 client.push_version(api, folder, to.push_to_kaggle, run.profile, run.dir)
         except AimoError as e:
-            raise AimoError(
-                f"training.push_to_kaggle: {to.push_to_kaggle!r} was refused: {e}. "
-                f"The model is kept in {folder}"
-            ) from None
+            named = f"training.push_to_kaggle: {to.push_to_kaggle!r}"
+            raise AimoError(f"{named} was refused: {e}. The model is kept in {folder}") from None

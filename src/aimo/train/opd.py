@@ -17,7 +17,7 @@ A teacher behind a server sends the log-probabilities of the sampled token and o
 only: the divergence is that of those tokens and one more, which stands for all others.
 
 GRPO learns one number from a completion, OPD one from each of its tokens; but it needs a teacher with the
-same vocabulary, and ends at the teacher. Import this module after Unsloth, which replaces TRL's classes.
+same vocabulary, and ends at the teacher.
 """
 
 import json
@@ -42,7 +42,7 @@ from aimo.inference.server import address, open_client, reason, served_models
 from aimo.run import hub, machine
 from aimo.run.runs import Run
 from aimo.train import arguments, compat, models
-from aimo.train.trainers import Log, Shared, fit, make_sampling_trainer
+from aimo.train.trainers import Log, Shared, fit, make_trainer
 
 FAMILY = "take a teacher of the student's family in opd.teacher"
 OTHER = (
@@ -76,17 +76,16 @@ class ServerOpdTrainer(Shared, compat.server_distillation()[0]):  # type: ignore
 def train_opd(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | None = None) -> Log:
     """Draw the model's completions of each problem towards the teacher's; return the records of
     `trainers.fit`. `probe` rows (`prompt`, `answer`) are answered every `opd.probe_steps`."""
-    opd, args = run.profile.opd, arguments.stage_arguments(run)
+    opd, kind = run.profile.opd, OpdTrainer
     assert opd
-    kind: Any = OpdTrainer
-    given: dict[str, Any] = {"model": model, "args": args, "processing_class": tokenizer}
+    given = {"model": model, "args": arguments.stage_arguments(run), "processing_class": tokenizer}
     if opd.asks_server:
         check_teacher_server(opd, tokenizer)
         kind = ServerOpdTrainer
     else:
         given["teacher_model"] = load_teacher(check_teacher(opd.teacher, tokenizer, model.config), run)
     given["train_dataset"] = Dataset.from_list([{"prompt": row["prompt"]} for row in rows])
-    return fit(make_sampling_trainer(kind, run, **given), run, probe)
+    return fit(make_trainer(kind, run, **given), run, probe)
 
 
 # ---- Who may teach: a model whose tokens and end of turn are the student's, and that fits beside it, or a
@@ -94,10 +93,8 @@ def train_opd(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | No
 
 
 def check_early(profile: Profile, run_dir: Path) -> None:
-    """Refuse a teacher before the stages that come first, as far as that needs no download.
-
-    A teacher in the run's own folder may be made by a stage before.
-    """
+    """Refuse a teacher before the stages that come first, as far as that needs no download. One in the run's
+    own folder may be made by a stage before."""
     opd, base = profile.opd, config.locate(profile.model.base)
     if not opd or not base.is_dir():
         return
@@ -110,11 +107,8 @@ def check_early(profile: Profile, run_dir: Path) -> None:
 
 
 def check_teacher(name: str, tokenizer: Any, student: Any) -> Path:
-    """Return the folder of a teacher, a path or a hub id. AimoError for one whose token ids or end of turn
-    are others: it would grade texts that nobody wrote.
-
-    `student` is the configuration of the model that is trained.
-    """
+    """Return the folder of a teacher, a path or a hub id. AimoError where its token ids or end of turn are
+    not those of the `student`, a configuration: it would grade texts that nobody wrote."""
     folder = hub.local_folder(name, key="opd.teacher")
     check_model_folder(folder)
     theirs = read_tokenizer(folder)
@@ -161,22 +155,21 @@ def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
     """Refuse a server that cannot grade what the student writes: it sends no log-probabilities, has other
     tokens, ends a turn with another, or has no room for the longest completion."""
     loop, client = BackgroundLoop(), open_client(opd.teacher, 0)
-    name, told = "", f"opd.teacher: {address(client)}"
+    told = f"opd.teacher: {address(client)}"
 
-    async def ask(path: str, **body: Any) -> Any:
+    def ask(path: str, **body: Any) -> Any:
         try:
-            return json.loads(await client.post(path, cast_to=str, body={"model": name, **body}))
+            return json.loads(loop.run(client.post(path, cast_to=str, body={"model": served.id, **body})))
         except (OpenAIError, ValueError) as e:
             said = " ".join(e.response.text.split())[:200] if isinstance(e, APIStatusError) else ""
             raise AimoError(f"{told} does not answer as vLLM does: {said or reason(e)}; {SERVE}") from None
 
-    async def check() -> None:
-        nonlocal name
+    try:
         try:
-            served = (await served_models(client))[0]
+            served = loop.run(served_models(client))[0]
         except AimoError as e:
             raise AimoError(f"opd.teacher: {e}") from None
-        name, room = served.id, getattr(served, "max_model_len", None) or IDS
+        room = getattr(served, "max_model_len", None) or IDS
         longest = opd.max_prompt_length + opd.max_completion_length + 1
         if longest > room:
             raise AimoError(
@@ -184,11 +177,10 @@ def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
                 "serve it with a longer one (max_model_len), or lower opd.max_completion_length"
             )
         ours = {i: tokenizer.decode([i]) for i in sorted(tokenizer.get_vocab().values())}
-        ids, apart = list(ours), []
-        for begin in range(0, len(ids), min(IDS, room - 2)):
-            part = ids[begin : begin + min(IDS, room - 2)]
+        ids, size, apart = list(ours), min(IDS, room - 2), []
+        for part in (ids[begin : begin + size] for begin in range(0, len(ids), size)):
             prompt = [part[0], *part]  # nothing grades a first token
-            answer = await ask("/completions", prompt=prompt, max_tokens=1, prompt_logprobs=0)
+            answer = ask("/completions", prompt=prompt, max_tokens=1, prompt_logprobs=0)
             try:
                 graded = answer["choices"][0]["prompt_logprobs"][1:]
                 theirs = [row[str(i)]["decoded_token"] for i, row in zip(part, graded, strict=True)]
@@ -202,14 +194,11 @@ def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
             raise AimoError(f"{told} {OTHER.format(*apart[0], len(apart) - 1)}")
         talk = [*prompts.as_prompt("1 + 1?"), {"role": "assistant", "content": "2"}]
         root = address(client).removesuffix("/v1")
-        turn = await ask(f"{root}/tokenize", messages=talk, add_generation_prompt=False)
+        turn = ask(f"{root}/tokenize", messages=talk, add_generation_prompt=False)
         shown = turn.get("tokens") if isinstance(turn, dict) else None
         last = shown[-4:] if isinstance(shown, list) else []  # some families end it in a line break too
         if tokenizer.eos_token_id not in last:
             raise AimoError(f"{told} {END.format(repr(tokenizer.decode(last)), tokenizer.eos_token)}")
-
-    try:
-        loop.run(check())
     finally:
         loop.run(client.close())
         loop.stop()

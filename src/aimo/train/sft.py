@@ -7,8 +7,7 @@ A row is a conversation:
 
 The loss is the mean negative log-likelihood of the completion's tokens; the prompt's tokens carry no loss.
 Rows become token ids once, on disk, for all processes and later starts. To pad little, they are packed into
-full contexts, or a step holds rows of similar length. Import this module after Unsloth, which replaces TRL's
-classes.
+full contexts, or a step holds rows of similar length.
 """
 
 import hashlib
@@ -60,22 +59,15 @@ def train_sft(
         print(f"{len(kept):,} of {len(rows):,} solutions have no token below {least:g}.")
         rows = kept
 
-    def token_rows(rows: Rows) -> Dataset:
-        """Return the rows' token ids, cut where TRL cuts them: Unsloth leaves tokenised rows as they are."""
-        dataset = read_or_tokenize(rows, tokenizer, args, run.folder)
-        if sft.packing or pc.max(lengths_of(dataset)).as_py() <= args.max_length:
-            return dataset
-        return dataset.map(lambda row: {column: ids[: args.max_length] for column, ids in row.items()})
-
-    trainer = make_trainer(
-        SftTrainer,
-        run,
-        model=model,
-        args=args,
-        processing_class=tokenizer,
-        train_dataset=token_rows(rows),
-        eval_dataset=token_rows(test) if test and sft.eval_steps else None,
-    )
+    sets: list[Dataset | None] = []
+    for part in (rows, test if sft.eval_steps else None):
+        dataset = read_or_tokenize(part, tokenizer, args, run.folder) if part else None
+        if dataset and not sft.packing and pc.max(lengths_of(dataset)).as_py() > args.max_length:
+            # TRL cuts them; Unsloth leaves tokenised rows as they are.
+            dataset = dataset.map(lambda row: {name: ids[: args.max_length] for name, ids in row.items()})
+        sets.append(dataset)
+    given = {"train_dataset": sets[0], "eval_dataset": sets[1], "processing_class": tokenizer}
+    trainer = make_trainer(SftTrainer, run, model=model, args=args, **given)
     if sft.packing and not args.packing:  # Unsloth only logs that it leaves it out
         raise AimoError(
             "sft.packing: Unsloth does not pack the rows of this model; set it to false, or take "
@@ -97,8 +89,8 @@ def worst_tokens(model: Any, tokenizer: Any, rows: Rows, run: Run) -> Rows:
     """Return the least likely token of each row's completion under the model as it is before training:
     `log_prob` in nats, and `token`, its text.
 
-    Of all rows where `data.sft.min_logprob` is set, else of the first ones. The stage's folder keeps them for
-    its next start, by a hash of the rows. A token that the trainer cuts off counts too.
+    Of all rows where `data.sft.min_logprob` is set, else of the first ones. The stage's folder keeps them, by
+    a hash of the rows. A token that the trainer cuts off counts too.
     """
     path = run.folder / "worst_tokens.json"
     rows = rows if min_logprob(run) is not None else rows[:LOOKED_AT]
@@ -126,9 +118,8 @@ def worst_tokens(model: Any, tokenizer: Any, rows: Rows, run: Run) -> Rows:
 def encode(rows: Rows, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
     """Return the token ids of each row's prompt and completion.
 
-    They are encoded apart, so that the prompt's tokens are those of generation. In one text, the end of a
-    prompt may merge with what follows (`>` and `a` into `>a`), and the model would be trained on tokens that
-    it never sees when it is asked.
+    They are encoded apart, so that the prompt's tokens are those of generation: in one text, its end may
+    merge with what follows (`>` and `a` into `>a`).
     """
     prompts, talks = [r["prompt"] for r in rows], [r["prompt"] + r["completion"] for r in rows]
     asked = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
@@ -142,9 +133,8 @@ def tokenize(rows: Rows, tokenizer: Any, num_proc: int | None = None) -> Dataset
     """Return rows of `input_ids` (n,) and `completion_mask` (n,), 1 on the completion."""
 
     def to_columns(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        pairs = encode(
-            [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)], tokenizer
-        )
+        rows = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+        pairs = encode(rows, tokenizer)
         masks = [[0] * len(prompt) + [1] * len(reply) for prompt, reply in pairs]
         return {"input_ids": [prompt + reply for prompt, reply in pairs], "completion_mask": masks}
 
@@ -183,10 +173,7 @@ def read_or_tokenize(rows: Rows, tokenizer: Any, args: Any, folder: Path) -> Dat
 
 def pack_rows(run: Run, push_to_hub: str | None = None) -> None:
     """Tokenise and pack a run's SFT set as training would, print where, and push it to a dataset if asked.
-
-    `datasets` keeps the packed rows beside the token ids, under a hash of what made them: every process of a
-    job, and every later start, maps the same files. Rows that Unsloth packs on a GPU have another hash.
-    """
+    `datasets` finds the packed rows again by a hash of what made them; Unsloth's on a GPU have another."""
     profile, length = run.profile, run.profile.model.max_length
     assert profile.sft and length
     if not profile.sft.packing:
@@ -223,10 +210,7 @@ class SftTrainer(Shared, compat.SftHook):
 
 class ByLength:
     """A sampler of rows in random order, in which the rows of a step are neighbours in length among the rows
-    of `POOL` steps.
-
-    The longest row comes in the first step, so that a step that does not fit in memory fails at once.
-    """
+    of `POOL` steps. The longest comes first, so that a step that does not fit in memory fails at once."""
 
     def __init__(self, lengths: list[int], rows_per_step: int):
         self.lengths, self.rows_per_step = lengths, rows_per_step

@@ -1,8 +1,8 @@
-"""What SFT, GRPO and DPO share: build TRL's trainer, train from the last checkpoint to the end, and finish.
+"""What the stages share: build TRL's trainer, train from the last checkpoint to the end, and finish.
 
 A stage leaves in its folder checkpoints, `log.jsonl` with the figures of every step, and `trained`, the
-adapter or the weights. Started again, it continues from its last checkpoint. Import this module after
-Unsloth, which replaces TRL's classes.
+adapter or the weights. Started again, it continues from its last checkpoint. What it saves is read again and
+compared with what was trained: `served.json` keeps log-probabilities of held-out problems' replies.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import torch
 import trl
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from transformers import AutoModelForCausalLM, PrinterCallback, Trainer
+from transformers import AutoModelForCausalLM, PrinterCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from aimo.data import prepare
@@ -28,7 +28,7 @@ from aimo.evaluation.served import Reading, compare, encode_talks, read_kept
 from aimo.inference import vllm_process
 from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import read_tokenizer
-from aimo.inference.storage import write_json
+from aimo.inference.storage import read_lines, write_json, write_lines
 from aimo.report import pages
 from aimo.run import machine, runs
 from aimo.run.runs import Run
@@ -46,10 +46,8 @@ REFERENCE = "ref"  # TRL's name for its copy of an adapter
 
 
 class Seeded:
-    """A sampler whose order depends on the seed and the epoch alone.
-
-    Without it, Transformers 5.17 and TRL 1.15 resume a run in a later epoch with the first epoch's order.
-    """
+    """A sampler whose order depends on the seed and the epoch alone: Transformers 5.17 and TRL 1.15 resume a
+    run in a later epoch with the first epoch's order."""
 
     def __init__(self, sampler: Any, trainer: Any):
         self.sampler, self.trainer = sampler, trainer
@@ -65,8 +63,8 @@ class Seeded:
 
 
 class Shared(compat.OrderHook):
-    """The part that the trainers share: the order of rows, and an end at the first loss or gradient that is
-    not finite. `make_trainer` sets `run`."""
+    """The part that the trainers share: the order of rows, what the stage does now, and an end at the first
+    loss or gradient that is not finite. `make_trainer` sets `run`."""
 
     first_row: Any = ()  # token ids of the newest batch's first row
     sampled_ids: Any = None  # those of the newest batch, of a stage that samples what it trains on
@@ -97,8 +95,7 @@ class Shared(compat.OrderHook):
         return result
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Return those of training on a batch. TRL finds 0 where it samples the batch, as `inputs` are texts:
-        those of the last batch count."""
+        """Return those of a batch; of the last one where TRL samples it, as `inputs` are texts there."""
         inputs = inputs if self.sampled_ids is None else {"input_ids": self.sampled_ids}
         return int(super().floating_point_ops(inputs))
 
@@ -130,10 +127,6 @@ class Shared(compat.OrderHook):
             f"{runs.continue_with(self.run.dir, profile, stage, change)}"
         )
 
-    def log_apart(self, figures: dict[str, float]) -> None:
-        """Log a separate record. TRL's `log` would add the figures of the step so far, and clear them."""
-        Trainer.log(self, figures)
-
 
 class DpoTrainer(Shared, trl.DPOTrainer):
     """TRL's DPO with the shared part."""
@@ -145,16 +138,27 @@ def rows_per_step(args: Any) -> int:
 
 
 def make_trainer(kind: Any, run: Run, **given: Any) -> Any:
-    """Return a trainer; what TRL refuses of the configuration becomes one line."""
+    """Return a trainer; what TRL refuses of the configuration becomes one line.
+
+    GRPO and OPD sample completions: from vLLM in this process, a server, or the model itself.
+    """
+    args, model = given["args"], given["model"]
+    generation = getattr(getattr(run.profile, run.stage), "generation", None)
     compat.patch_trl()
+    if generation == "vllm":
+        vllm_process.set_environment()
+        if os.environ.get("MASTER_PORT", "0") == "0":  # TRL would take 29500, as another run may meanwhile
+            os.environ["MASTER_PORT"] = str(vllm_process.free_port("127.0.0.1", 0))
+    if generation and vars(model).pop("answer", None):  # by a vLLM of an interrupted training
+        gc.collect()
     try:
         trainer = kind(**given)
     except ValueError as e:
         raise AimoError(f"{run.stage}: {' '.join(str(e).split())}") from None
     # TRL copies a given adapter as the reference. Ours begins without effect: the reference is the base.
     # And of a checkpoint with a copy, Transformers 5.17 reads the copy alone.
-    if REFERENCE in getattr(given["model"], "peft_config", ()):
-        given["model"].delete_adapter(REFERENCE)
+    if REFERENCE in getattr(model, "peft_config", ()):
+        model.delete_adapter(REFERENCE)
     # TRL casts the adapters of a four-bit model to bfloat16, where they lose small steps, and the scaler of
     # float16 training refuses them. DeepSpeed casts and copies by itself.
     if not arguments.with_deepspeed():
@@ -163,48 +167,36 @@ def make_trainer(kind: Any, run: Run, **given: Any) -> Any:
                 weight.data = weight.data.float()
     trainer.remove_callback(PrinterCallback)
     trainer.run = run
-    return trainer
-
-
-def make_sampling_trainer(kind: Any, run: Run, **given: Any) -> Any:
-    """Return a trainer that samples completions: from vLLM in this process, a server, or the model itself."""
-    args, by_vllm = given["args"], getattr(run.profile, run.stage).generation == "vllm"
-    if by_vllm:
-        vllm_process.set_environment()
-        if os.environ.get("MASTER_PORT", "0") == "0":  # TRL would take 29500, as another run may meanwhile
-            os.environ["MASTER_PORT"] = str(vllm_process.free_port("127.0.0.1", 0))
-    if vars(given["model"]).pop("answer", None):  # by a vLLM of an interrupted training, which holds memory
-        gc.collect()
-    trainer = make_trainer(kind, run, **given)
-    if by_vllm:
+    if generation == "vllm":
         set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
-    if args.use_vllm:
-        given["model"].answer = trainer.vllm_generation.answer  # what `models.complete` asks
-    if args.device.type == "cpu":
-        trainer.add_callback(callbacks.Trim())
+    if generation and args.use_vllm:
+        model.answer = trainer.vllm_generation.answer  # what `models.complete` asks
     # On a GPU, vLLM and Unsloth make it unnecessary; a model that will be sharded is on the CPU until then.
-    if args.device.type == "cpu" and run.profile.model.lora:
-        model, generate = given["model"], given["model"].generate
+    if generation and args.device.type == "cpu":
+        trainer.add_callback(callbacks.Trim())
+        if run.profile.model.lora:
+            generate = model.generate
 
-        @functools.wraps(generate)
-        def merged(*args: Any, **kwargs: Any) -> Any:  # a third of the matrix products
-            with models.merged(model):
-                return generate(*args, **kwargs)
+            @functools.wraps(generate)
+            def merged(*args: Any, **kwargs: Any) -> Any:  # a third of the matrix products
+                with models.merged(model):
+                    return generate(*args, **kwargs)
 
-        model.generate = merged
+            model.generate = merged
     return trainer
 
 
 def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
-    """Train to the end, from the last complete checkpoint; leave the adapter or the weights in `trained`.
+    """Train to the end, from the last complete checkpoint; leave the adapter or the weights in `trained`, of
+    the best model probed where there are `probe` rows.
 
-    With `probe` rows that is the best model probed. Returns the records with a loss or a probe, and at the
-    end the stage's totals. AimoError for too few rows to make a step, a model that an interrupted training
-    has changed, a loss that is not finite, and a device without enough memory.
+    Return the records with a loss or a probe, and at the end the stage's totals. AimoError for too few rows
+    to make a step, a model that an interrupted training has changed, a loss that is not finite, and a device
+    without enough memory.
     """
-    stage, folder = run.stage, run.folder
+    stage, folder, args = run.stage, run.folder, trainer.args
     # TRL would train no step of too few rows, and finish.
-    args, rows, needed, remedy = trainer.args, len(trainer.train_dataset), 1, "take more rows"
+    rows, needed, remedy = len(trainer.train_dataset), 1, "take more rows"
     if stage == "grpo":
         needed = args.generation_batch_size // trainer.num_generations
         remedy = "lower grpo.prompts_per_step, raise data.grpo.rows, or widen grpo.pass_rate"
@@ -214,24 +206,26 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
     if rows < needed:
         raise AimoError(f"{stage}: {rows} rows do not make a step, which takes {needed}; {remedy}")
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    limits = callbacks.Budgets(run)
+    model, limits = trainer.accelerator.unwrap_model(trainer.model), callbacks.Budgets(run)
     trainer.add_callback(limits)
+    trainer.add_callback(callbacks.Record(run))
     if probe and getattr(run.profile, stage).probe_steps:
         trainer.add_callback(callbacks.Probe(trainer, run, probe))
-    trainer.add_callback(callbacks.Record(run))
     if runs.by_hand():
         trainer.add_callback(callbacks.Live(run, trainer))
 
-    with args.main_process_first(local=False):  # it removes what is incomplete
+    with args.main_process_first(local=False):  # it removes what is incomplete, or came after
         checkpoint = callbacks.last_checkpoint(folder)
-        if checkpoint and trainer.is_world_process_zero():
-            callbacks.keep_best(folder, runs.step_of(Path(checkpoint)))
-            theirs = Path(checkpoint, REFERENCE)  # of aimo 1.0.1: see `make_trainer`
-            shutil.rmtree(theirs, ignore_errors=True)
+        if trainer.is_world_process_zero():
+            last = runs.step_of(Path(checkpoint)) if checkpoint else 0
+            callbacks.keep_best(folder, last)
+            for path in filter(Path.exists, (folder / "probes.jsonl", folder / "samples.jsonl")):
+                lines = read_lines(path) if last else []
+                write_lines(path, [line for line in lines if line["step"] <= last])
+            if checkpoint:  # of aimo 1.0.1: see `make_trainer`
+                shutil.rmtree(Path(checkpoint, REFERENCE), ignore_errors=True)
     if checkpoint:
         models.check_adapter(Path(checkpoint), Path(model.config.name_or_path))
-        callbacks.accept_cpu_index()
         print(f"Continuing from {Path(checkpoint).name}.")
     elif getattr(model, "was_trained_on", False):
         raise AimoError(
@@ -264,11 +258,10 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
         remember(model, trainer.processing_class, run, probe)
 
     # A sample is a row; for GRPO a completion, trained on or not. Seconds include probes and checkpoints.
-    log = state.log_history
+    log, seconds = state.log_history, state.log_history[-1]["train_seconds"]
     groups = sum(record.get("groups/tried", 0) for record in log)
     samples = groups * trainer.num_generations if groups else state.global_step * rows_per_step(args)
     losses = [record["loss"] for record in log if "loss" in record]
-    seconds = log[-1]["train_seconds"]
     totals = {
         "step": state.global_step,
         "mean_loss": sum(losses) / len(losses) if losses else None,
@@ -282,10 +275,8 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
 
 
 def out_of_memory(run: Run, step: int) -> str:
-    """Return the message when memory runs out: the keys to change, and how the stage goes on with them.
-
-    The first advice keeps the rows of a step, and so what is learned.
-    """
+    """Return the message when memory runs out: the keys to change, and how the stage goes on with them. The
+    first advice keeps the rows of a step, and so what is learned."""
     stage, profile = run.stage, run.profile
     section, length = getattr(profile, stage), profile.model.max_length
     steps, options = section.gradient_accumulation_steps, []
@@ -408,10 +399,8 @@ def remember(model: Any, tokenizer: Any, run: Run, probe: Rows | None) -> None:
 
 
 def check(run: Run) -> dict[str, float]:
-    """Return the mean difference of the log-probabilities of the saved model and of the trained one.
-
-    AimoError as `compare`. On a GPU with room for the folder it is read there.
-    """
+    """Return the mean difference of the log-probabilities of the saved model, on a GPU with room for it, and
+    of the trained one. AimoError as `compare`."""
     folder, kept = run.folder / "model", read_kept(run.folder)
     if not kept:
         return {}
