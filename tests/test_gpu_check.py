@@ -95,7 +95,7 @@ def test_what_lies_on_the_disk_at_a_time_is_little_and_what_most_need_is_done_in
         peak = max(peak, sum(sizes[base] for base in lie) + sum(map(left, side_by_side)))
     assert peak < 30, f"{peak:.0f} GB"
     # A process that trains takes half a minute, mostly to import and to save; an engine a minute.
-    serial = {
+    seconds = {
         make.__name__: sum(
             30 if "aimo.train.launch" in command else 60
             for check in make(tmp_path, gpu.Here(*MACHINES[machine]))
@@ -104,8 +104,8 @@ def test_what_lies_on_the_disk_at_a_time_is_little_and_what_most_need_is_done_in
         )
         for make in gpu.MAKERS
     }
-    assert serial["first"] < 600 - gpu.LEAST_S
-    assert sum(serial.values()) < 45 * 60, "docs/training.md says --minutes 45"
+    assert seconds["first"] < 600 - gpu.LEAST_S
+    assert sum(seconds.values()) < 45 * 60, "docs/training.md says --minutes 45"
 
 
 WAIT = "import time; time.sleep(60)"

@@ -347,30 +347,20 @@ def test_what_is_trained_begins_with_the_tokens_of_generation_even_where_a_tag_m
     assert as_one_text[: len(asked)] != asked, "this tag does not merge with what follows"
 
 
-def test_rows_are_tokenized_once_and_again_when_rows_or_template_change(monkeypatch, tmp_path):
-    from datasets import Dataset
+def test_rows_are_tokenized_once_and_again_when_rows_or_template_change(tmp_path):
+    args = arguments.stage_arguments(runs.Run(small(), tmp_path, "sft", 0.0))
 
-    processes, map_rows = [], Dataset.map
+    def made(rows, *overrides):
+        """The token ids, and how many sets of them are kept."""
+        found = sft.read_or_tokenize(rows, tokenizer_of(*overrides), args, tmp_path)["input_ids"]
+        return list(found), len(list((tmp_path / "tokens").iterdir()))
 
-    def counted(self, *arguments, num_proc=None, **more):
-        processes.append(num_proc or 1)
-        return map_rows(self, *arguments, num_proc=num_proc, **more)
-
-    def made(rows, tokenizer, *overrides):
-        """The token ids, and by how many processes they were made."""
-        profile = config.load("tiny", ["model.backend=transformers", *overrides])
-        args = arguments.stage_arguments(runs.Run(profile, tmp_path, "sft", 0.0))
-        processes.clear()
-        return list(sft.read_or_tokenize(rows, tokenizer, args, tmp_path)["input_ids"]), sum(processes)
-
-    monkeypatch.setattr(Dataset, "map", counted)
-    rows, tokenizer = [row(f"{i} apples") for i in range(40)], tokenizer_of()
-    first, count = made(rows, tokenizer)
-    assert count == 1 and made(rows, tokenizer_of()) == (first, 0)
-    other, count = made([*rows[:-1], row("40 pears")], tokenizer)
-    assert count == 1 and other[:-1] == first[:-1] and other[-1] != first[-1]
-    assert made(rows, tokenizer_of("prompt.system=Think."))[1] == 1
-    assert made(rows[::-1], tokenizer, "sft.trl={dataset_num_proc: 2}") == (first[::-1], 2)
+    rows = [row(f"{i} apples") for i in range(40)]
+    first, _ = made(rows)
+    assert made(rows) == (first, 1)
+    other, count = made([*rows[:-1], row("40 pears")])
+    assert count == 2 and other[:-1] == first[:-1] and other[-1] != first[-1]
+    assert made(rows[::-1]) == (first[::-1], 3) and made(rows, "prompt.system=Think.")[1] == 4
 
 
 LONG = ["sft.packing=true", "model.backend=transformers", "model.max_length=64", "grpo=null"]
