@@ -30,33 +30,24 @@ def copy_tokenizer(folder: Path) -> None:
         (folder / name).write_bytes((TINY / name).read_bytes())
 
 
-@pytest.fixture(scope="module")
-def limited(engine, tmp_path_factory):
-    """An engine with arguments of the folder and of a profile: little memory, speculation, few streams."""
-    folder = tmp_path_factory.mktemp("limited")
+def test_a_profile_s_arguments_go_over_the_folder_s_and_the_context_shrinks_to_what_memory_holds(
+    engine, tmp_path
+):
     for path in TINY.iterdir():
-        (folder / path.name).symlink_to(path)
+        (tmp_path / path.name).symlink_to(path)
     own = {"enable_prefix_caching": True, "max_num_seqs": 4}
-    (folder / "aimo.json").write_text(json.dumps({"top_p": 0.99, "vllm": own}))
+    (tmp_path / "aimo.json").write_text(json.dumps({"top_p": 0.99, "vllm": own}))
     speculative = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
-    profile = {"enable_prefix_caching": False, "speculative_config": speculative}
     blocks = {"num_gpu_blocks_override": 4}  # of 128 tokens on a CPU
-    with Engine(folder, resolve_settings(folder, {"vllm": profile | blocks})) as limited:
-        yield limited
-
-
-def test_the_context_shrinks_to_what_memory_holds(limited):
-    assert limited.max_length == 384 and limited.streams < 16
-    s = solve_problem(limited, QUESTIONS[0], num_samples=12, kind=Integer(0, 99999), policy=EXACT)
-    assert s.votes and not s.note
-    assert "do not fit" in solve_problem(limited, "1 + " * 400, num_samples=2, kind=Integer(0, 9)).note
-
-
-def test_arguments_of_the_profile_go_over_the_folders_and_speculation_changes_no_greedy_text(limited, engine):
-    assert limited.settings.top_p == 0.99
-    config = limited.llm.vllm_config
-    assert config.scheduler_config.max_num_seqs == 4 and not config.cache_config.enable_prefix_caching
-    assert greedy(limited) == greedy(engine)
+    profile = blocks | {"enable_prefix_caching": False, "speculative_config": speculative}
+    with Engine(tmp_path, resolve_settings(tmp_path, {"vllm": profile})) as limited:
+        config = limited.llm.vllm_config
+        assert config.scheduler_config.max_num_seqs == 4 and not config.cache_config.enable_prefix_caching
+        assert limited.settings.top_p == 0.99 and limited.max_length == 384 and limited.streams < 16
+        assert greedy(limited) == greedy(engine), "speculation changes no greedy text"
+        s = solve_problem(limited, QUESTIONS[0], num_samples=12, kind=Integer(0, 99999), policy=EXACT)
+        assert s.votes and not s.note
+        assert "do not fit" in solve_problem(limited, "1 + " * 400, num_samples=2, kind=Integer(0, 9)).note
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
