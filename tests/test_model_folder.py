@@ -10,6 +10,9 @@ from aimo.inference import gateway
 from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import check_model_folder, read_adapter
 
+WEIGHTS = (TINY / "model.safetensors").read_bytes()
+CONFIG = json.loads((TINY / "config.json").read_text())
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -17,36 +20,25 @@ def folder(tmp_path):
     return shutil.copytree(TINY, tmp_path / "model")
 
 
-def refused(call, *told):
-    """The one-line error of a call, which must tell these."""
-    with pytest.raises(AimoError) as e:
-        call()
-    assert all(part in str(e.value) for part in told), e.value
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-def test_a_broken_json_file_is_named_with_the_remedy(folder, name):
-    (folder / name).write_text('{"a": ')
-    refused(lambda: check_model_folder(folder), name, "save it again")
-
-
-@pytest.mark.parametrize("keep", [0, 5, 100, -1])
-def test_a_weights_file_that_was_cut_off_is_named_with_the_remedy(folder, keep):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-    refused(lambda: check_model_folder(folder), "model.safetensors", "copy the model again")
-
-
-def test_a_missing_file_a_missing_shard_and_a_missing_architecture_are_named(folder):
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        *((name, b'{"a": ', "save it again") for name in ("config.json", "tokenizer.json")),
+        *(("model.safetensors", WEIGHTS[:keep], "copy the model again") for keep in (0, 5, 100, -1)),
+        *((name, None, "missing") for name in ("config.json", "tokenizer.json", "model.safetensors")),
+        ("model.safetensors.index.json", b'{"weight_map": {"w": "model-2.safetensors"}}', "model-2.saf"),
+        ("config.json", json.dumps(CONFIG | {"architectures": None}).encode(), "names no `architectures`"),
+    ],
+)
+def test_a_file_that_is_broken_cut_off_or_missing_is_named(folder, name, content, told):
     check_model_folder(folder)
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "model-2.safetensors"}}')
-    refused(lambda: check_model_folder(folder), "model-2.safetensors")
-    configuration = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(configuration | {"architectures": None}))
-    refused(lambda: check_model_folder(folder), "config.json", "`architectures`", "save it again")
-    for name in ("tokenizer.json", "model.safetensors", "config.json"):
+    if content is None:
         (folder / name).unlink()
-        refused(lambda: check_model_folder(folder), "missing", name.partition(".")[2])
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(AimoError, match=told) as e:
+        check_model_folder(folder)
+    assert name.partition(".")[2] in str(e.value)
 
 
 @pytest.mark.engine
@@ -54,15 +46,12 @@ def test_a_model_that_vllm_does_not_know_ends_a_trial_run_and_leaves_no_answers(
     folder, tmp_path, monkeypatch
 ):
     other = {"architectures": ["OtherForCausalLM"], "model_type": "other"}
-    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | other))
+    (folder / "config.json").write_text(json.dumps(CONFIG | other))
     (tmp_path / "test.csv").write_text("id,problem\na,1 + 1?\n")
     monkeypatch.chdir(tmp_path)
-    refused(
-        lambda: gateway.serve_submission("aimo3", str(folder), "test.csv", 600, {}),
-        f"vLLM did not start with {folder}: ",
-        "model type `other`",
-        "; take a model that this vLLM loads, or a newer vLLM",
-    )
+    told = "vLLM did not start with .*model type `other`.*; take a model that this vLLM loads, or a newer"
+    with pytest.raises(AimoError, match=told):
+        gateway.serve_submission("aimo3", str(folder), "test.csv", 600, {})
     assert not (tmp_path / "submission.parquet").exists()
 
 
@@ -70,4 +59,5 @@ def test_a_model_that_vllm_does_not_know_ends_a_trial_run_and_leaves_no_answers(
 def test_a_missing_or_broken_adapter_configuration_is_named(tmp_path, text):
     if text:
         (tmp_path / "adapter_config.json").write_text(text)
-    refused(lambda: read_adapter(tmp_path), "adapter_config.json", "PEFT")
+    with pytest.raises(AimoError, match=r"adapter_config\.json.*PEFT"):
+        read_adapter(tmp_path)
