@@ -17,22 +17,13 @@ from threading import Thread
 from typing import Any
 from weakref import WeakSet
 
-from aimo.inference import harmony, prompts, voting
+from aimo.inference import harmony, prompts, vllm_process, voting
 from aimo.inference.chat_format import FolderSampler
 from aimo.inference.errors import AimoError, one_line, say
 from aimo.inference.model_folder import REMEDY, check_model_folder, identity, tied_embedding
 from aimo.inference.prompts import BackgroundLoop, Completion, Sampler, Until, entropy_of, result_of
 from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.storage import read_json
-from aimo.inference.vllm_process import (
-    context_limit,
-    ending_with_this_thread,
-    engine_arguments,
-    is_verbose,
-    set_environment,
-    stderr_to,
-    tokenizer_argument,
-)
 
 CLOSE_S = 30  # for a failed engine to release its memory
 RETRY_S = 2  # between two attempts to load
@@ -63,20 +54,20 @@ class Engine(FolderSampler):
         settings = settings or resolve_settings(model)
         self.model, self.adapter, self.seed, self.requests = Path(model), adapter, seed, itertools.count()
         self.log, note = None, ""
-        if not is_verbose():
+        if not vllm_process.is_verbose():
             handle, name = tempfile.mkstemp(prefix="vllm-", suffix=".log")
             os.close(handle)
             self.log, note = Path(name), f"; vLLM's own log is {name}"
         say(f"Loading {self.model.name} with vLLM, which takes half a minute or more{note}")
-        set_environment()
-        with stderr_to(self.log):
+        vllm_process.set_environment()
+        with vllm_process.stderr_to(self.log):
             from vllm.lora.request import LoRARequest
 
-            self.arguments = engine_arguments(self.model, settings, seed, adapter)
+            self.arguments = vllm_process.engine_arguments(self.model, settings, seed, adapter)
             self.lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
             self.read_folder(model, settings)
-            self.arguments = tokenizer_argument(self.model, self.tokenizer) | self.arguments
-        longest = context_limit(read_json(self.model / "config.json", REMEDY))
+            self.arguments = vllm_process.tokenizer_argument(self.model, self.tokenizer) | self.arguments
+        longest = vllm_process.context_limit(read_json(self.model / "config.json", REMEDY))
         self.max_length = min(settings.max_length or longest, longest)
         prompts.check_length(self.encode("1 + 1?"), self.max_length)
         self.loop = BackgroundLoop()
@@ -99,13 +90,13 @@ class Engine(FolderSampler):
             from vllm.usage.usage_lib import UsageContext
 
             arguments = AsyncEngineArgs(**self.arguments | {"model": str(self.model)})
-            with ending_with_this_thread():  # the loop's, which lives as long as the engine does
+            with vllm_process.ending_with_this_thread():  # the loop's, which lives as long as the engine does
                 # A library's defaults are 128 sequences and 2,048 tokens a step.
                 usage = UsageContext.OPENAI_API_SERVER
                 return AsyncLLMEngine.from_engine_args(arguments, usage_context=usage)
 
         try:
-            with stderr_to(self.log):
+            with vllm_process.stderr_to(self.log):
                 self.llm = self.loop.run(load())
         except Exception as e:
             self.loop.stop()

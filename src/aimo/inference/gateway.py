@@ -20,16 +20,9 @@ from typing import Any
 
 import polars as pl
 
-from aimo.inference import startup
+from aimo.inference import competitions, startup
 from aimo.inference.answers import Proof, Value
-from aimo.inference.competitions import (
-    Competition,
-    describe_score,
-    find_competition,
-    known_answers,
-    name_of,
-    pose,
-)
+from aimo.inference.competitions import Competition
 from aimo.inference.engine import Engine, Supervisor
 from aimo.inference.errors import AimoError, one_line, say
 from aimo.inference.journal import Journal
@@ -231,7 +224,7 @@ def report_fallbacks(solutions: Mapping[str, Solution], rules: Competition) -> N
 
 def kaggle_server(competition: str, inputs: Path = startup.INPUTS) -> Any:
     """Return Kaggle's inference server class of a competition, or None without `kaggle_evaluation`."""
-    rules = find_competition(competition)
+    rules = competitions.find_competition(competition)
     if rules.artefact.server is None:
         return None
     module, _, name = rules.artefact.server.partition(".")
@@ -314,7 +307,7 @@ def serve_submission(
     Returns the solutions by id, of the first pass. Raises AimoError for wrong arguments before anything
     starts, and for a model that vLLM does not load; in a rerun the questions get the fallback instead.
     """
-    rules = find_competition(competition, asks=True)
+    rules = competitions.find_competition(competition, asks=True)
     rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN")) and rules.artefact.server is not None
     server_class = kaggle_server(competition)
     if rerun and server_class is None:
@@ -334,8 +327,8 @@ def serve_submission(
         except (OSError, pl.exceptions.PolarsError) as e:
             told = "give a CSV in UTF-8, or a Parquet file"
             raise AimoError(f"test file {test_csv}: {one_line(e)}; {told}") from None
-        table = pose(table, test_csv, competition)
-        golds = known_answers(table, rules)
+        table = competitions.pose(table, test_csv, competition)
+        golds = competitions.known_answers(table, rules)
     if rules.artefact.server and (most := rules.start_limit_s) is not None:
         took = time.monotonic() - startup.STARTED
         said = f"the server is ready {took:.0f} s after the start; Kaggle's gateway waits {most:.0f} s for it"
@@ -353,7 +346,7 @@ def serve_submission(
         path, weights = folder / (f"journal-{number}.jsonl" if number > 1 else "journal.jsonl"), ""
         with contextlib.suppress(OSError, AimoError):  # of a broken folder, which does not load either
             weights = identity(model, adapter)
-        known, own_seed = name_of(competition), seed + number - 1
+        known, own_seed = competitions.name_of(competition), seed + number - 1
         return Journal(path, model, known, settings, weights, own_seed, kind=rules.answer)
 
     def keep(answers: dict[str, Value]) -> None:  # whole after each question, for a session that dies
@@ -376,5 +369,5 @@ def serve_submission(
         supervisor.close()
     report_fallbacks(solutions, rules)
     if golds:
-        say(f"score: {describe_score(rules, golds, [answers for answers, _ in passes])}")
+        say(f"score: {competitions.describe_score(rules, golds, [answers for answers, _ in passes])}")
     return solutions

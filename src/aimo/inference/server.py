@@ -11,15 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from openai import (
-    DEFAULT_CONNECTION_LIMITS,
-    APIConnectionError,
-    APIStatusError,
-    AsyncOpenAI,
-    DefaultAsyncHttpxClient,
-    OpenAIError,
-    Timeout,
-)
+import openai
+from openai import AsyncOpenAI, OpenAIError
 
 from aimo.inference import harmony, prompts
 from aimo.inference.chat_format import FolderSampler
@@ -29,7 +22,7 @@ from aimo.inference.prompts import BackgroundLoop, Completion, Until, entropy_of
 from aimo.inference.settings import Settings, resolve_settings
 
 CONNECT_S = 10.0
-TIMEOUT = Timeout(60.0, connect=CONNECT_S, read=None)  # a server may queue a stream for long
+TIMEOUT = openai.Timeout(60.0, connect=CONNECT_S, read=None)  # a server may queue a stream for long
 LATER = (408, 409, 425, 429)  # statuses of a request that may be taken later
 RETRIES = 2  # of a request that is refused as too early or too many, after the server's Retry-After
 TRIES = 3  # at a stream that breaks off or is none, each at the next server
@@ -43,7 +36,7 @@ def open_client(url: str, retries: int) -> AsyncOpenAI:
         api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "none",
         max_retries=retries,
         timeout=TIMEOUT,
-        http_client=DefaultAsyncHttpxClient(limits=type(DEFAULT_CONNECTION_LIMITS)()),  # none
+        http_client=openai.DefaultAsyncHttpxClient(limits=type(openai.DEFAULT_CONNECTION_LIMITS)()),  # none
     )
 
 
@@ -142,9 +135,9 @@ class Server(FolderSampler):
                 return await self.stream(client, prompt, seed, settings, until)
             except (OpenAIError, ValueError) as e:
                 faults.append(f"server {address(client)}: {reason(e)}")
-                if isinstance(e, APIConnectionError):
+                if isinstance(e, openai.APIConnectionError):
                     down.add(client)
-                status = e.status_code if isinstance(e, APIStatusError) else 500
+                status = e.status_code if isinstance(e, openai.APIStatusError) else 500
                 if len(down) == len(self.clients) or (status < 500 and status not in LATER):
                     break  # the others would refuse it too
         raise AimoError(f"{'; '.join(faults)}; look at the servers' logs")
