@@ -225,14 +225,8 @@ def new(
     with client.sign_in(dry_run) as api:
         text = competition.draft_competition(api, name)
         write_whole(path, text)
-        told = f"{len(unsure_lines(text))} lines are marked {UNSURE}"
+        told = f"{text.count(f'  {UNSURE} ')} lines are marked {UNSURE}"
         print(f"{path}: {told}; look at them, then `aimo competition check {path}`")
-
-
-def unsure_lines(text: str) -> list[str]:
-    """Return the numbers of the lines of a draft that a person has to look at."""
-    lines = enumerate(text.splitlines(), 1)
-    return [str(number) for number, line in lines if UNSURE in line and line[0] != "#"]
 
 
 @competition_app.command("check")
@@ -255,7 +249,8 @@ def check_competition(
     print(f"submits: {artefact.file} {holds}{through}")
     print(f"scored by: {rules.scoring}; passes over the questions: {rules.passes}")
     path = Path(competition)
-    if marked := unsure_lines(path.read_text(encoding="utf-8-sig")) if path.is_file() else []:
+    lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
+    if marked := [str(i) for i, line in enumerate(lines, 1) if UNSURE in line.lstrip("#")]:
         print(f"not certain yet: the lines with `# ?` ({', '.join(marked)}); look, and remove the mark")
     if test:
         find_competition(competition, asks=True)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from aimo.commands import options
 from aimo.commands.options import arg, opt
@@ -90,8 +90,7 @@ def evaluate_command(
     audit: Annotated[bool, opt("List the verdicts that math-verify does not share.", "--audit")] = False,
 ) -> None:
     """Measure a model on benchmarks; started again, it goes on, and what is complete is scored again."""
-    layers = list(options.solver_settings(profile, set_, samples, vllm))
-    options.check_server(server, adapter, layers[1])
+    layers = list(options.solver_settings(profile, set_, samples, vllm, server, adapter))
     check_model_folder(model)
     asked = benchmarks.split(",")
     given = "--adapter" if adapter else "--server"
@@ -106,12 +105,11 @@ def evaluate_command(
     sampled = rows, seed, trained, tracker, card_data, rules, audit
     wanted = evaluate.Wanted(model, name, asked, layers, data, *sampled)
     folder = evaluate.evaluation_folder(name, run_dir)
-
-    def sampler(settings: Any) -> Any:
-        return options.start(model, [asdict(settings)], seed, server, adapter)
-
     try:
-        evaluate.show_scores(evaluate.evaluate_model(wanted, sampler, folder))
+        scores = evaluate.evaluate_model(
+            wanted, lambda settings: options.start(model, [asdict(settings)], seed, server, adapter), folder
+        )
+        evaluate.show_scores(scores)
     except KeyboardInterrupt:
         told = f"what has ended is kept in {folder}, run the same command again to go on"
         raise AimoError(f"interrupted; {told}") from None

@@ -64,16 +64,18 @@ def start(
     return servers.Server(server, model, settings)
 
 
-def check_server(server: list[str] | None, adapter: str | None, settings: dict[str, Any]) -> None:
-    """Refuse what a server has been given when it was started."""
-    if server and (adapter or {"vllm", "gpu_memory"} & settings.keys()):
-        raise AimoError("--server goes without --adapter, --vllm and gpu_memory: give them to `vllm serve`")
-
-
 def solver_settings(
-    profile: str | None, overrides: list[str] | None, samples: int | None, vllm: list[str] | None
+    profile: str | None,
+    overrides: list[str] | None,
+    samples: int | None,
+    vllm: list[str] | None,
+    server: list[str] | None = None,
+    adapter: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the solver's settings that a profile's inference section has, and those of the command line."""
+    """Return the solver's settings that a profile's inference section has, and those of the command line.
+
+    AimoError for what a server has been given when it was started.
+    """
     section = read_values(profile).get("inference") or {} if profile else {}
     others = ("test", "test_rows")
     written = {key: value for key, value in section.items() if value is not None and key not in others}
@@ -86,6 +88,8 @@ def solver_settings(
         set_key(changed["inference"].setdefault("vllm", {}), option, "--vllm")
     if samples:
         changed["inference"]["samples"] = samples
+    if server and (adapter or {"vllm", "gpu_memory"} & changed["inference"].keys()):
+        raise AimoError("--server goes without --adapter, --vllm and gpu_memory: give them to `vllm serve`")
     return written, changed["inference"]
 
 

@@ -42,18 +42,11 @@ app.add_typer(kaggle.app, name="kaggle")
 app.add_typer(kaggle.competition_app, name="competition")
 
 
-def show_version(wanted: bool) -> None:
-    if wanted:
+@app.callback(help=HELP, invoke_without_command=True)
+def common(version: Annotated[bool, opt("Print the version.", "--version")] = False) -> None:
+    if version:
         print(f"aimo {importlib.metadata.version('aimo')}")
         raise typer.Exit
-
-
-@app.callback(help=HELP)
-def common(
-    version: Annotated[
-        bool, opt("Print the version.", "--version", callback=show_version, is_eager=True)
-    ] = False,
-) -> None: ...
 
 
 @app.command("run")
@@ -121,7 +114,7 @@ def solve(
     model: Annotated[str, opt("A model folder.")],
     problem: Annotated[str | None, arg("One problem; its answer is printed as it is written.")] = None,
     test: options.Test = None,
-    out: Annotated[str | None, opt("A .csv or .parquet file for the answers.")] = None,
+    out: Annotated[Path | None, opt("A .csv or .parquet file for the answers.")] = None,
     competition: options.Competition = None,
     profile: options.Over = None,
     set_: options.Setting = None,
@@ -139,24 +132,20 @@ def solve(
         raise AimoError("--test and --out go together: a CSV of problems, and where their answers go")
     if competition and test is None:
         raise AimoError("--competition goes with --test: a single problem may have any answer")
-    target = Path(out) if out else None
-    if test and target:
-        if target.suffix not in (".csv", ".parquet"):
-            raise AimoError(f"--out {out}: the answers go to a .csv or a .parquet file")
-        if target.is_dir():
-            raise AimoError(f"--out {out}: it is a folder; name a file in it")
+    if test and out:
+        if out.suffix not in (".csv", ".parquet") or out.is_dir():
+            raise AimoError(f"--out {out}: the answers go to a .csv or a .parquet file, no folder")
         read_questions(test, competition)
-        if target.exists() and target.samefile(test):
+        if out.exists() and out.samefile(test):
             raise AimoError(f"--out {out}: it is the file of --test; take another")
-        SampleFile(journal_beside(target), "--out").close()  # no other process writes it, and this one can
-    of_profile, of_command = options.solver_settings(profile, set_, samples, vllm)
-    options.check_server(server, adapter, of_command)
+        SampleFile(journal_beside(out), "--out").close()  # no other process writes it, and this one can
+    of_profile, of_command = options.solver_settings(profile, set_, samples, vllm, server, adapter)
     layers = [of_profile, {} if test else {"samples": 1}, of_command]
     try:
         with options.start(model, layers, seed, server, adapter) as sampler:
-            if test and target:
-                answer_file(sampler, test, target, seed, competition)
-                print(f"answers: {target}")
+            if test and out:
+                answer_file(sampler, test, out, seed, competition)
+                print(f"answers: {out}")
             elif problem is not None:
                 print(ask(sampler, problem, seed))
     except KeyboardInterrupt:

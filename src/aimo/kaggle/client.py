@@ -126,6 +126,10 @@ class Api(KaggleApi):  # type: ignore[misc]
             if not name.startswith(("Get", "List")):
                 raise DryRunEnds
             return response_type()
+        area, own = type(request).__module__.split(".")[1].removesuffix("s"), request.to_field_map().items()
+        parts = ("slug", "_owner", "user_name", "competition_name")
+        names = [str(value) for key, value in own if value and key.endswith(parts)]
+        thing = f"{area} {'/'.join(names)}" if names else name  # such as kernel me/aimo-submission
         for attempt in itertools.count(1):
             try:
                 return send(service, name, request, response_type)
@@ -141,11 +145,11 @@ class Api(KaggleApi):  # type: ignore[misc]
                         told = f"rate limit of Kaggle: waiting {pause:.0f} s, until {until:%H:%M:%S}"
                         print(told, file=sys.stderr)
                 if pause is None or pause > LONGEST_PAUSE_S:
-                    error.told = f"{subject(request)}: {explain(error, repeatable)}"  # type: ignore[attr-defined]
+                    error.told = f"{thing}: {explain(error, repeatable)}"  # type: ignore[attr-defined]
                     raise
             except ValueError as error:
                 raise AimoError(
-                    f"{subject(request)}: what answers is not Kaggle ({one_line(error)}); look for a proxy "
+                    f"{thing}: what answers is not Kaggle ({one_line(error)}); look for a proxy "
                     "or a sign-in page of the network"
                 ) from None
             time.sleep(pause)
@@ -248,14 +252,6 @@ def sign_in(dry_run: bool = False) -> Iterator[Api]:
         raise AimoError(f"Kaggle's client: {one_line(e)}") from None
     except KeyboardInterrupt:
         raise AimoError("interrupted; give the same command again to go on") from None
-
-
-def subject(request: Any) -> str:
-    """Return what a request is about, such as `kernel me/aimo-submission`, or the request's name."""
-    area = type(request).__module__.split(".")[1].removesuffix("s")
-    parts = ("slug", "_owner", "user_name", "competition_name")
-    names = [str(value) for key, value in request.to_field_map().items() if value and key.endswith(parts)]
-    return f"{area} {'/'.join(names)}" if names else re.sub(r"^Api|Request$", "", type(request).__name__)
 
 
 def status_of(error: requests.RequestException) -> tuple[int | None, str]:

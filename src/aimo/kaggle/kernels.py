@@ -94,10 +94,6 @@ others = filter(None, [os.environ.get("PYTHONPATH")])
 os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *others])  # of processes that this one starts'''
 
 
-def template_of(name: str) -> Path:
-    return FOLDER / name / f"aimo-{name}.py"
-
-
 def kernels_of(profile: str | None, competition: str | None = None) -> list[str]:
     """Return the kernels that have a place for a profile's settings, and answer a competition.
 
@@ -107,7 +103,8 @@ def kernels_of(profile: str | None, competition: str | None = None) -> list[str]
     if profile:
         loaded = config.load(profile)
         places = ["settings = {}", *(['tags=["profile"]'] if loaded.trained else [])]
-        found = [name for name in found if any(one in template_of(name).read_text() for one in places)]
+        texts = {name: (FOLDER / name / f"aimo-{name}.py").read_text() for name in found}
+        found = [name for name in found if any(place in texts[name] for place in places)]
         rules = rules or loaded.rules
     if competition:
         found = [name for name in found if name in ANSWERING]
@@ -129,7 +126,7 @@ def build_kernel(
     if name not in (fitting := kernels_of(profile, competition)):
         what = f"competition {competition}" if competition else f"profile {profile}"
         raise AimoError(f"kernel {name} has no use for {what}; it goes into {', '.join(fitting)}")
-    template, kernel = template_of(name), KERNELS[name]
+    template, kernel = FOLDER / name / f"aimo-{name}.py", KERNELS[name]
     path = (out or template.parent) / f"{template.stem}.ipynb"
     if not path.parent.is_dir():
         raise AimoError(f"--out {out}: no such folder; make it first")
@@ -248,11 +245,12 @@ def shipped(name: str) -> list[Path]:
         found.extend(sorted(path.with_suffix("").glob("*.yaml")))  # its data, which it reads as it loads
         found.append(path)
 
-    enter(template_of(name))
+    template = FOLDER / name / f"aimo-{name}.py"
+    enter(template)
     for pattern in KERNELS[name].files:
         for path in sorted(ROOT.glob(pattern)):
             enter(path)
-    return [path for path in found if path != template_of(name)]
+    return [path for path in found if path != template]
 
 
 # ---- Kaggle's names
