@@ -108,6 +108,7 @@ class Host(Kaggle):
 
     def __init__(self, folder: Path, hidden_csv: Path):
         super().__init__()
+        self.competitions.clear()
         self.folder, self.hidden_csv = folder, hidden_csv
         self.temporary = tempfile.TemporaryDirectory()
         self.machine = Path(self.temporary.name) / "machine"

@@ -27,6 +27,8 @@ from conftest import TINY, here
 from aimo import config
 
 CUT, HANG = "cut", "hang"
+AIMO3 = "ai-mathematical-olympiad-progress-prize-3"
+DATA = {"test.csv": "id,problem\na,$1+1$\n", "kaggle_evaluation/aimo_3_inference_server.py": ""}
 TOKENS = "Bearer good-token", f"Basic {b64encode(b'me:good').decode()}"
 SUBMISSION = io.BytesIO()
 pl.DataFrame({"id": ["a", "b"], "answer": [1, 2]}).write_parquet(SUBMISSION)
@@ -60,7 +62,7 @@ def sizes(files, key="size"):
 
 
 class Version:
-    """One version of a kernel: its statuses one after the other, its log and its files."""
+    """One version of a kernel."""
 
     def __init__(self, request, script):
         self.request, self.failure = request, script.get("failure", "")
@@ -79,7 +81,7 @@ class Kaggle:
     def __init__(self):
         self.requests, self.wrong, self.submissions = [], [], []
         self.kernels, self.blobs, self.models, self.datasets = {}, {}, {}, {}
-        self.competitions = {}  # what each says `about` itself, its pages and its files
+        self.competitions = {AIMO3: {"files": DATA}}  # what each says `about` itself, its pages and its files
         self.faults = defaultdict(list)
         self.script, self.invalid = {}, {}  # of the next version of a kernel
         self.left, self.user = 5, "me"
@@ -116,11 +118,10 @@ class Kaggle:
 
     def GetKernel(self, request):
         version = self.version(request)
-        asked = version.request
-        metadata = {"ref": asked.slug, "currentVersionNumber": len(self.kernels[asked.slug])}
-        metadata |= {"competitionDataSources": asked.competition_data_sources, "enableGpu": asked.enable_gpu}
-        metadata |= {"enableInternet": asked.enable_internet, "machineShape": version.machine}
-        return {"metadata": metadata}
+        asked = version.request.to_dict() | {"machineShape": version.machine}
+        kept = ("competitionDataSources", "enableGpu", "enableInternet", "machineShape")
+        metadata = {key: asked[key] for key in kept if key in asked}
+        return {"metadata": metadata | {"currentVersionNumber": len(self.kernels[version.request.slug])}}
 
     def GetKernelSessionStatus(self, request):
         version = self.version(request)
@@ -132,7 +133,8 @@ class Kaggle:
     def ListKernelSessionOutput(self, request):
         found = self.version(request).files
         files = [{"url": self.signed(name, data), "fileName": name} for name, data in found.items()]
-        return self.page(request, "files", files) | {"log": "[]"}
+        log = [{"stream_name": "stdout", "data": f"{line}\n"} for line in self.version(request).log]
+        return self.page(request, "files", files) | {"log": json.dumps(log)}
 
     def signed(self, name, data):
         """The address of a file, as Kaggle gives one."""
@@ -215,16 +217,7 @@ class Kaggle:
         return self.competitions[request.competition_name]["files"][request.file_name]
 
     def DownloadDataFiles(self, request):
-        if own := self.competitions.get(request.competition_name):
-            return zipped(own["files"])
-        if not request.competition_name.startswith("ai-math"):
-            raise LookupError("Competition not found")
-        server = "class AIMO3InferenceServer: pass\n"
-        package = {"__init__.py": "", "aimo_3_inference_server.py": server}
-        return zipped(
-            {"test.csv": "id,problem\na,$1+1$\n"}
-            | {f"kaggle_evaluation/{name}": text for name, text in package.items()}
-        )
+        return zipped(self.competitions[request.competition_name]["files"])
 
     def GetSubmissionLimits(self, request):
         return {"numAllowedNow": self.left, "numToday": 5 - self.left}
@@ -240,9 +233,6 @@ class Kaggle:
 
     def CreateSubmission(self, request):
         return self.submitted(request, "0.5", fileName=self.blobs[request.blob_file_tokens]["name"])
-
-    def GetSubmission(self, request):
-        return next(row for row in self.submissions if row["ref"] == request.ref)
 
     def StartSubmissionUpload(self, request):
         return self.StartBlobUpload(

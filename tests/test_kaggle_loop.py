@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY
-from stand_in import CUT, HANG, SUBMISSION
+from stand_in import AIMO3, CUT, HANG, SUBMISSION
 
 pytest_plugins = ["stand_in"]
 KERNEL = "me/aimo-submission"
-AIMO3 = "ai-mathematical-olympiad-progress-prize-3"
 MODEL = "me/aimo-tiny/transformers/default"
 
 
@@ -296,23 +295,9 @@ def test_only_a_complete_version_with_answers_is_submitted(kaggle, aimo, refused
 
 
 @pytest.mark.parametrize("end, told", [("COMPLETE", "public score 41.5"), ("ERROR", "no such column")])
-def test_a_submission_is_waited_for(kaggle, aimo, monkeypatch, end, told):
-    from aimo.kaggle import client
-
+def test_a_submission_is_waited_for(kaggle, aimo, end, told):
+    states, scored = ["PENDING", end], {"publicScore": "41.5", "errorDescription": "no such column"}
+    kaggle.GetSubmission = lambda request: scored | {"ref": request.ref, "status": states.pop(0)}
     aimo("push", "submission", "--wait")
-    create, looks = kaggle.CreateCodeSubmission, []
-
-    def pending(request):
-        answer = create(request)
-        kaggle.submissions[0] |= {"status": "PENDING", "errorDescription": "no such column"}
-        return answer
-
-    def slept(api, interval, longest):
-        looks.append(kaggle.submissions[0]["status"])
-        kaggle.submissions[0]["status"] = end
-        return interval
-
-    monkeypatch.setattr(kaggle, "CreateCodeSubmission", pending)
-    monkeypatch.setattr(client.Api, "_adaptive_sleep", slept)
     code, out, err = aimo("submit", "submission", "--message", "m", "--wait")
-    assert code == 2 * (end == "ERROR") and told in out + err and looks == ["PENDING"]
+    assert code == 2 * (end == "ERROR") and told in out + err and not states

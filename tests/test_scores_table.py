@@ -5,11 +5,11 @@ import re
 
 import polars as pl
 import pytest
+from stand_in import AIMO3
 
 from aimo import config
 
 pytest_plugins = ["stand_in"]
-AIMO3 = "ai-mathematical-olympiad-progress-prize-3"
 
 
 @pytest.fixture

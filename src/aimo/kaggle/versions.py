@@ -195,7 +195,11 @@ def download_output(api: Api, version: Version) -> Path:
         found[name].unlink()
     if wrong:
         raise AimoError(f"{version}: not whole: {', '.join(sorted(wrong))}; give the same command again")
-    write_whole(partial / f"{slug}.log", "".join(f"{line}\n" for line in read_log(api, version)))
+    log = partial / f"{slug}.log"
+    with contextlib.suppress(
+        OSError, ValueError, TypeError, KeyError
+    ):  # there is none, or it is text already
+        write_whole(log, "".join(entry["data"] for entry in json.loads(log.read_text())))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder
