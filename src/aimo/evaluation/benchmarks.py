@@ -5,8 +5,6 @@ A file takes the place of the hub's data set: `NAME.jsonl` or `NAME/SPLIT.jsonl`
 """
 
 import difflib
-import shlex
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +19,8 @@ from aimo.config import Columns, Source
 from aimo.data import conversations, decontaminate, sources
 from aimo.inference import competitions, files
 from aimo.inference.competitions import Competition
-from aimo.inference.errors import AimoError, EngineError
+from aimo.inference.errors import AimoError
 from aimo.inference.settings import Settings
-from aimo.inference.storage import read_json
 
 # Benchmarks are sampled as DeepSeek-R1 and Open-R1 do (their READMEs).
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 32768}
@@ -189,18 +186,6 @@ def lighteval_command(
     }
     joined = ",".join(f"{key}={value}" for key, value in arguments.items())
     return ["lighteval", "vllm", joined, str(benchmark.task), "--output-dir", str(folder)]
-
-
-def run_lighteval(command: list[str], folder: Path) -> dict[str, Any]:
-    """Run lighteval and return its figures of one task. EngineError when it fails or leaves no results."""
-    folder.mkdir(exist_ok=True)
-    code = subprocess.run(command, check=False).returncode
-    results = sorted(folder.glob("results/**/results_*.json"), key=lambda path: path.stat().st_mtime)
-    if code or not results:
-        raise EngineError(f"lighteval ended with {code}: its words are above, its files in {folder}")
-    found = read_json(results[-1], "run the same command again")["results"]
-    figures: dict[str, Any] = next((row for task, row in found.items() if command[3] in task), {})
-    return {"lighteval": figures, "command": shlex.join(command)}
 
 
 def beside_published(

@@ -246,8 +246,8 @@ def check_adapter_file(lora: AdapterRules, adapter: Path, again: str) -> str:
         if [a[0], b[1]] != [rank, rank]:
             told = f"the halves of {module} have the ranks {a[0]} and {b[1]}, and {CONFIG} says {rank}"
             raise AimoError(f"{weights}: {told}; {again}")
-    if odd := next((dtype for dtype in dtypes if dtype not in lora.dtypes), None):
-        told = f"it has {odd} weights, and the host takes {', '.join(lora.dtypes)}"
+    if not {*dtypes} <= {*lora.dtypes}:
+        told = f"it has {', '.join(dtypes)} weights, and the host takes {', '.join(lora.dtypes)}"
         raise AimoError(f"{weights}: {told}; set model.dtype to one of them, and {again}")
     size = (path.stat().st_size + weights.stat().st_size) / 1e6
     if lora.size_mb and size > lora.size_mb:
@@ -320,31 +320,32 @@ def forecast(
 ) -> dict[str, Any]:
     """Serve base and adapter as the host does, with its sampling, prompt and metric, on a file of questions
     or on the run's held-out problems; return what is forecast and compared, and add to what is `told`."""
-    # (id, problem, known answer) of the questions
+    where, kind = f"questions {questions}", rules.answer
     if questions:
         rows = competitions.pose(files.read_texts(questions, "questions "), questions, rules)
         golds = competitions.known_answers(rows, rules)
-        found = [(id_, text, golds.get(id_)) for id_, text in rows.select("id", rules.inputs.problem).rows()]
+        texts = dict(rows.select("id", rules.inputs.problem).iter_rows())
     else:  # their prompts end as the host's
-        below = lora.serving.get("user", "").partition("{problem}")[2]
-        found = [
-            (str(i), row["prompt"][-1]["content"].removesuffix(below), rules.answer.gold(str(row["answer"])))
-            for i, row in enumerate(prepare.read_set(run.dir / "data", "heldout"))
-        ]
-    if not (table := [one for one in found if one[2] is not None]):
-        where = f"questions {questions}" if questions else f"run {run.dir}: its held-out set"
+        where, below = (
+            f"run {run.dir}: its held-out set",
+            lora.serving.get("user", "").partition("{problem}")[2],
+        )
+        heldout = {str(i): row for i, row in enumerate(prepare.read_set(run.dir / "data", "heldout"))}
+        texts = {i: row["prompt"][-1]["content"].removesuffix(below) for i, row in heldout.items()}
+        golds = {i: kind.gold(str(row["answer"])) for i, row in heldout.items()}
+    known = [id_ for id_ in texts if golds.get(id_) is not None]
+    if not known:
         raise AimoError(f"{where} has no known answers to forecast a score by; give a file by --questions")
 
     async def answer_all() -> list[str]:
-        streams = [engine.sample(engine.encode(text), engine.seed, engine.settings) for _, text, _ in table]
-        return [one.text for one in await asyncio.gather(*streams)]
+        asked = [engine.sample(engine.encode(texts[id_]), engine.seed, engine.settings) for id_ in known]
+        return [one.text for one in await asyncio.gather(*asked)]
 
-    base, kind = run.models()["base"], rules.answer
+    base, each = run.models()["base"], {}
     settings = resolve_settings(base, NEUTRAL, lora.serving)
     remedy = REMEDY
     if adapter.parent != run.folder:  # joined; the model that the stage began with was rounded
         remedy = f"train {run.stage} alone, or set model.dtype=float32"
-    each: dict[str, list[float]] = {}  # the score of each question
     try:
         with Engine(base, settings, seed=run.profile.seed, adapter=adapter) as engine:
             # Training's prompts, as the host would write them.
@@ -364,12 +365,12 @@ def forecast(
                 )
             apart = check_engine(engine, run.folder, run.profile.training.served_bound, remedy)
             for name, with_adapter in ("base", None), ("adapter", engine.lora):
-                engine.lora, each[name] = with_adapter, []
-                for (id_, _, gold), text in zip(table, engine.run(answer_all()), strict=True):
-                    answer = kind.read(kind.find(text, settings.tags))
-                    given = [{id_: answer}]
-                    score = 0.0 if answer is None else competitions.score_of(rules, {id_: gold}, given)
-                    each[name].append(score)
+                engine.lora = with_adapter
+                given = [kind.read(kind.find(text, settings.tags)) for text in engine.run(answer_all())]
+                each[name] = [
+                    0.0 if answer is None else competitions.score_of(rules, {i: golds[i]}, [{i: answer}])
+                    for i, answer in zip(known, given, strict=True)
+                ]
     except AimoError:
         raise
     except Exception as e:  # the engine's own kinds
@@ -377,11 +378,11 @@ def forecast(
     intervals = {name: scores.share_interval(values) for name, values in each.items()}
     gains = [after - before for before, after in zip(each["base"], each["adapter"], strict=True)]
     intervals["gain"] = scores.mean_interval(gains)
-    words = "not compared with training: the stage kept no log-probabilities (served.json)"
-    if apart is not None:
-        words = f"log-probabilities differ from those of training by {apart:.2g} on average"
-    told.append(f"served: {words}")
-    shown = [f"{name} {one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for name, one in intervals.items()]
-    told.append(f"forecast: {', '.join(shown)} on {len(table)} questions, by {rules.scoring}")
-    forecasts = {name: (one.value, one.low, one.high) for name, one in intervals.items()}
-    return {"forecast": forecasts, "served_difference": apart, "questions": len(table)}
+    if apart is None:
+        told.append("served: not compared with training: the stage kept no log-probabilities (served.json)")
+    else:
+        told.append(f"served: log-probabilities differ from those of training by {apart:.2g} on average")
+    found = {name: (one.value, one.low, one.high) for name, one in intervals.items()}
+    shown = [f"{name} {at:.3f} ({low:.3f} to {high:.3f})" for name, (at, low, high) in found.items()]
+    told.append(f"forecast: {', '.join(shown)} on {len(known)} questions, by {rules.scoring}")
+    return {"forecast": found, "served_difference": apart, "questions": len(known)}
