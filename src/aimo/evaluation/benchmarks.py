@@ -20,7 +20,6 @@ from aimo.data import conversations, decontaminate, sources
 from aimo.inference import competitions, files
 from aimo.inference.competitions import Competition
 from aimo.inference.errors import AimoError
-from aimo.inference.settings import Settings
 
 # Benchmarks are sampled as DeepSeek-R1 and Open-R1 do (their READMEs).
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 32768}
@@ -169,23 +168,6 @@ def read_benchmark(
     if not found:
         raise AimoError(f"{where}: it has no rows; get it again")
     return [*found.values()]
-
-
-def lighteval_command(
-    model: Path, benchmark: Benchmark, settings: Settings, folder: Path, seed: int
-) -> list[str]:
-    """Return the command of lighteval, which is no dependency, with the settings of our engine."""
-    arguments = {
-        "model_name": model,
-        "max_model_length": settings.max_length or settings.max_tokens,
-        "gpu_memory_utilization": settings.gpu_memory,
-        "seed": seed,
-        **settings.vllm,
-        "generation_parameters": f"{{max_new_tokens:{settings.max_tokens},"
-        f"temperature:{settings.temperature},top_p:{settings.top_p}}}",
-    }
-    joined = ",".join(f"{key}={value}" for key, value in arguments.items())
-    return ["lighteval", "vllm", joined, str(benchmark.task), "--output-dir", str(folder)]
 
 
 def beside_published(

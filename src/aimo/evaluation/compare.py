@@ -15,7 +15,6 @@ import numpy as np
 
 from aimo.config.profile import TRAINED
 from aimo.evaluation import scores
-from aimo.evaluation.completions import EvaluationHeader
 from aimo.evaluation.evaluate import make_folder, question_row, read_evaluation
 from aimo.evaluation.scores import FOUND, SIGNIFICANCE, Interval, Scores, mean_interval
 from aimo.inference.errors import AimoError
@@ -70,7 +69,23 @@ def of_evaluations(named: dict[str, Path], allowed: Collection[str]) -> Compared
         raise AimoError(f"{' and '.join(runs)} have no benchmark in common; evaluate the same ones")
     pairs = list(product(common, others))
     for name, (_, other) in pairs:
-        check_alike(baseline[name].header, other[name].header, allowed)
+        first, second = baseline[name].header, other[name].header
+        names = f"{first.model} and {second.model} on {name}"
+        if first.questions != second.questions:
+            told = "their questions differ; evaluate both on one file with the same --rows"
+            raise AimoError(f"{names}: {told}")
+        if first.answer != second.answer:
+            told = "answers are judged by two rules; evaluate both with one --competition"
+            raise AimoError(f"{names}: {told}")
+        mine, theirs = ({"context": one.context} | one.settings for one in (first, second))
+        for one in (mine, theirs):  # no more tokens than the context allows
+            one["max_tokens"] = min(one.get("max_tokens", one["context"]), one["context"])
+        for key in (*ASKED, "context"):  # but for what an older version did not record
+            if key in mine and key in theirs and mine[key] != theirs[key] and key not in allowed:
+                raise AimoError(
+                    f"{names}: {key} is {mine[key]!r} for one and {theirs[key]!r} for the other; evaluate "
+                    f"again with the same, or compare its effect with --differ {key}"
+                )
     verdicts, differences = [], []
     flips: dict[str, list[dict[str, Any]]] = {}
     compared = [compare_scores(baseline[name], other[name]) for name, (_, other) in pairs]
@@ -115,24 +130,6 @@ def of_runs(named: dict[str, Path]) -> Compared:
 def in_points(difference: Interval, form: str = "{} ({} to {})") -> str:
     """Return a difference with its interval, in points of 100."""
     return form.format(*(f"{100 * number:+.1f}" for number in asdict(difference).values()))
-
-
-def check_alike(a: EvaluationHeader, b: EvaluationHeader, allowed: Collection[str]) -> None:
-    """Refuse evaluations of different questions, or with settings that differ and are not `allowed`."""
-    names = f"{a.model} and {b.model} on {a.benchmark}"
-    if a.questions != b.questions:
-        raise AimoError(f"{names}: their questions differ; evaluate both on one file with the same --rows")
-    if a.answer != b.answer:
-        raise AimoError(f"{names}: answers are judged by two rules; evaluate both with one --competition")
-    mine, theirs = ({"context": one.context} | one.settings for one in (a, b))
-    for one in (mine, theirs):  # no more tokens than the context allows
-        one["max_tokens"] = min(one.get("max_tokens", one["context"]), one["context"])
-    for key in (*ASKED, "context"):  # but for what an older version did not record
-        if key in mine and key in theirs and mine[key] != theirs[key] and key not in allowed:
-            raise AimoError(
-                f"{names}: {key} is {mine[key]!r} for one and {theirs[key]!r} for the other; evaluate again "
-                f"with the same, or compare its effect with --differ {key}"
-            )
 
 
 def compare_scores(a: Scores, b: Scores) -> Comparison:

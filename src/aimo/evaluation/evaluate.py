@@ -87,12 +87,21 @@ def evaluate_model(wanted: Wanted, start: Callable[[Settings], Sampler], folder:
     """
     questions, tasks = {}, {}
     for name in wanted.benchmarks:
-        benchmark = benchmarks.find_benchmark(name)
-        if benchmark.task:
-            asked = wanted.model, benchmark, wanted.settings(name), folder / name, wanted.seed
-            tasks[name] = benchmarks.lighteval_command(*asked)
-        else:
+        task, settings = benchmarks.find_benchmark(name).task, wanted.settings(name)
+        if not task:
             questions[name] = benchmarks.read_benchmark(name, wanted.data, wanted.rows, wanted.rules)
+            continue
+        sampling = f"temperature:{settings.temperature},top_p:{settings.top_p}"
+        arguments = {
+            "model_name": wanted.model,
+            "max_model_length": settings.max_length or settings.max_tokens,
+            "gpu_memory_utilization": settings.gpu_memory,
+            "seed": wanted.seed,
+            **settings.vllm,
+            "generation_parameters": f"{{max_new_tokens:{settings.max_tokens},{sampling}}}",
+        }
+        joined = ",".join(f"{key}={value}" for key, value in arguments.items())
+        tasks[name] = ["lighteval", "vllm", joined, task, "--output-dir", str(folder / name)]
     if tasks and not shutil.which("lighteval"):
         raise AimoError(
             "gpqa and lcb need lighteval, which is not installed; install it apart (`uv tool install "
