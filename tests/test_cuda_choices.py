@@ -10,9 +10,12 @@ import pytest
 from conftest import ROOT, TINY
 
 from aimo import config
+from aimo.inference import vllm_process
+from aimo.inference.engine import Engine
 from aimo.inference.errors import AimoError
+from aimo.inference.harmony import load_harmony
 from aimo.inference.settings import Settings, resolve_settings
-from aimo.inference.vllm_process import make_plan, plan_for_this_machine, set_environment
+from aimo.inference.vllm_process import make_plan, plan_for_this_machine
 
 COLUMNS = ("sequences", "batch", "graphs", "backend", "cache", "dtype", "quantisation")
 CHOICES = {
@@ -47,12 +50,10 @@ def test_vllm_chooses_for_each_profile_and_gpu_what_the_table_says(tmp_path):
 def test_where_there_is_nvcc_vllm_chooses_how_an_fp8_cache_is_read(monkeypatch):
     from vllm import platforms
 
-    from aimo.inference.vllm_process import engine_arguments
-
     def chosen(capability, dtype="fp8", **more):
         monkeypatch.setattr(platforms.current_platform, "get_device_capability", lambda: capability)
         settings = Settings(vllm={"kv_cache_dtype": dtype, **more})
-        return engine_arguments(TINY, settings, 0).get("attention_backend")
+        return vllm_process.engine_arguments(TINY, settings, 0).get("attention_backend")
 
     monkeypatch.setattr(platforms.current_platform, "is_cpu", lambda: False)
     monkeypatch.setenv("CUDA_HOME", "/nowhere")
@@ -66,14 +67,13 @@ def test_where_there_is_nvcc_vllm_chooses_how_an_fp8_cache_is_read(monkeypatch):
 def test_an_engine_has_an_hour_to_start_unless_the_user_says_otherwise(monkeypatch):
     for given, expected in ({}, "3600"), ({"VLLM_ENGINE_READY_TIMEOUT_S": "60"}, "60"):
         monkeypatch.setattr("os.environ", given)
-        set_environment()
+        vllm_process.set_environment()
         assert given["VLLM_ENGINE_READY_TIMEOUT_S"] == expected
 
 
 @pytest.mark.slow
 def test_the_engine_asks_vllm_for_the_batch_of_a_server(monkeypatch):
     """On a large GPU that is 1,024 sequences and 8,192 tokens; a program's engine gets 128 and 2,048."""
-    from aimo.inference.engine import Engine
 
     def begin(arguments, usage_context):
         raise ValueError(f"asked as {usage_context.name}")
@@ -242,8 +242,6 @@ def random_model(public, tmp_path, monkeypatch):
 
 @pytest.mark.engine
 def test_a_model_with_random_awq_weights_generates(random_model):
-    from aimo.inference.engine import Engine
-
     model, settings = random_model("casperhansen/deepseek-r1-distill-qwen-14b-awq"), Settings(max_tokens=8)
     assert plan_for_this_machine(model, settings).streams
     with Engine(model, replace(settings, max_length=512)) as engine:
@@ -255,9 +253,6 @@ def test_a_random_gpt_oss_is_checked_planned_and_asked_and_vllm_reads_its_mxfp4(
     random_model, shared, monkeypatch
 ):
     """A CPU has no kernel for MXFP4 experts, and vLLM says so once it has read the configuration."""
-    from aimo.inference.engine import Engine
-    from aimo.inference.harmony import load_harmony
-
     monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(shared / "harmony"))
     model = random_model("openai/gpt-oss-20b")
     settings = resolve_settings(model)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
+from aimo import config
 from aimo.data import sources
+from aimo.evaluation import served
 from aimo.inference.answers import Integer
 from aimo.inference.engine import Engine
 from aimo.inference.errors import AimoError
@@ -15,6 +17,7 @@ from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.solver import solve_problem
 from aimo.inference.vllm_process import check_arguments
 from aimo.inference.voting import EXACT
+from aimo.run.runs import Run
 from aimo.train import trainers
 
 QUESTIONS = [p.problem for p in sources.generate(6, "heldout", 5)]
@@ -58,10 +61,6 @@ def test_an_adapter_on_its_base_computes_what_was_trained_and_what_the_merged_mo
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from aimo import config
-    from aimo.evaluation.served import EXACT, IN_VLLM, check_engine
-    from aimo.run.runs import Run
-
     # A stage that has trained an adapter of the tiny base.
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(TINY, dtype=dtype)
@@ -75,17 +74,19 @@ def test_an_adapter_on_its_base_computes_what_was_trained_and_what_the_merged_mo
     settings = replace(engine.settings, vllm={"dtype": dtype})
     with Engine(TINY, settings, adapter=tmp_path / "adapter") as adapted:
         texts = greedy(adapted)
-        assert check_engine(adapted, stage.folder) < (EXACT if dtype == "float32" else IN_VLLM / 2)
+        assert served.check_engine(adapted, stage.folder) < (
+            served.EXACT if dtype == "float32" else served.IN_VLLM / 2
+        )
     told = "its weights are not" if dtype == "float32" else "its weights are float32, and the stage computed"
     with pytest.raises(AimoError, match=told):
-        check_engine(engine, stage.folder)
+        served.check_engine(engine, stage.folder)
     if dtype == "float32":
         before = greedy(engine)
         model.merge_and_unload().save_pretrained(tmp_path / "merged")
         copy_tokenizer(tmp_path / "merged")
         engine.load_weights(tmp_path / "merged")
         merged = greedy(engine)
-        assert check_engine(engine, stage.folder) < EXACT
+        assert served.check_engine(engine, stage.folder) < served.EXACT
         engine.load_weights(TINY)
         assert before == greedy(engine) != texts == merged
 

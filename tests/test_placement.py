@@ -13,9 +13,10 @@ import pytest
 import yaml
 from conftest import TINY
 
-from aimo import config
+from aimo import config, pipeline
 from aimo.inference.errors import AimoError
 from aimo.run import machine, runs
+from aimo.train import arguments, grpo, models, trainers
 
 LAUNCHED = {
     "ddp": {},
@@ -95,8 +96,6 @@ def loaded(monkeypatch):
 
 
 def load(*overrides, with_vllm=False):
-    from aimo.train import models
-
     return models.load_model(TINY, profile(*overrides), with_vllm)
 
 
@@ -112,8 +111,6 @@ def test_unsloth_is_silent_but_vllm_finds_a_file_descriptor_while_it_loads(gpus,
 def test_texts_before_training_come_from_the_vllm_that_unsloth_started(gpus, loaded):
     from transformers import AutoTokenizer
 
-    from aimo.train import models
-
     model, tokenizer = load("model.backend=unsloth", with_vllm=True), AutoTokenizer.from_pretrained(TINY)
     rows = [{"prompt": [{"role": "user", "content": "1 + 1?"}]}] * 2
     assert models.complete(model, tokenizer, rows, 7) == [tokenizer.decode([5, 6])] * 2
@@ -126,8 +123,6 @@ def test_texts_before_training_come_from_the_vllm_that_unsloth_started(gpus, loa
 @pytest.mark.parametrize("how, kept", [("zero3", "bfloat16"), ("ddp", "float32")])
 def test_adapters_have_the_bases_type_under_deepspeed_and_float32_without(monkeypatch, how, kept):
     import torch
-
-    from aimo.train import models
 
     launched(monkeypatch, how)
     model = models.load_with_peft(TINY, profile("model.dtype=bfloat16"))
@@ -149,8 +144,6 @@ def test_adapters_of_a_four_bit_model_are_trained_in_float32_though_trl_casts_th
     from transformers import AutoModelForCausalLM
     from trl import SFTTrainer
 
-    from aimo.train import arguments, models, trainers
-
     p = profile()
     run = runs.Run(p, tmp_path, "sft", 0.0)
     model = AutoModelForCausalLM.from_pretrained(TINY)
@@ -165,8 +158,6 @@ def test_adapters_of_a_four_bit_model_are_trained_in_float32_though_trl_casts_th
 
 @pytest.mark.parametrize("gpus", [1, 2], indirect=True)
 def test_a_notebook_takes_one_gpu_and_says_how_to_train_on_the_others(gpus, loaded, capsys, tmp_path):
-    from aimo.train import arguments
-
     load()
     assert ("takes one of the 2 GPUs; `aimo launch`" in capsys.readouterr().out) == (gpus == 2)
     assert arguments.stage_arguments(runs.Run(profile(), tmp_path, "sft", 0.0)).n_gpu == 1
@@ -174,8 +165,6 @@ def test_a_notebook_takes_one_gpu_and_says_how_to_train_on_the_others(gpus, load
 
 def test_a_probe_leaves_checkpointing_on_and_answers_no_more_tokens_at_once_than_fit_beside_vllm():
     import torch
-
-    from aimo.train import models
 
     class Asked(torch.nn.Linear):
         """Its `generate` turns checkpointing off, as Unsloth 2026.10.9's `unsloth_fast_generate` does."""
@@ -207,7 +196,7 @@ def test_a_probe_leaves_checkpointing_on_and_answers_no_more_tokens_at_once_than
     [
         (["model.load_in_4bit=true", "grpo.generation=vllm_server"], "set model.load_in_4bit to false"),
         (["model.backend=unsloth", "model.lora=null", "grpo.generation=vllm"], "set model.backend to"),
-        (["model.load_in_4bit=true", "model.lora=null"], "four-bit weights are frozen; set lora"),
+        (["model.load_in_4bit=true", "model.lora=null"], "four-bit weights are frozen; set "),
     ],
 )
 def test_what_these_versions_cannot_run_is_refused_when_the_profile_is_read(overrides, told):
@@ -220,9 +209,6 @@ def test_what_these_versions_cannot_run_is_refused_when_the_profile_is_read(over
     "name, stage", [(name, stage) for name in TRAINED for stage in config.load(name).trained]
 )
 def test_advice_when_memory_runs_out_is_taken_by_the_runs_folder(tmp_path, name, stage, is_smallest):
-    from aimo import pipeline
-    from aimo.train.trainers import out_of_memory
-
     values = yaml.safe_load((config.PROFILES / f"{name}.yaml").read_text())
     if stage != "grpo":
         values[stage] |= {"batch_size": 1 if is_smallest else 6}
@@ -234,7 +220,7 @@ def test_advice_when_memory_runs_out_is_taken_by_the_runs_folder(tmp_path, name,
     runs.open_folder(folder, p)
     runs.unlock(folder)
     (folder / stage / "checkpoint-2").mkdir(parents=True)
-    told = out_of_memory(runs.Run(p, folder, stage, 0.0), 3)
+    told = trainers.out_of_memory(runs.Run(p, folder, stage, 0.0), 3)
     assert is_smallest or "--from" not in told, "a step keeps its rows: nothing has to be done again"
     if "--set" not in told:
         assert is_smallest and "a smaller model.base" in told
@@ -252,16 +238,12 @@ def test_advice_when_memory_runs_out_is_taken_by_the_runs_folder(tmp_path, name,
 
 
 def test_advice_in_a_launched_process_keeps_its_command(monkeypatch, tmp_path):
-    from aimo.train.trainers import out_of_memory
-
     launched(monkeypatch, "zero3")
-    told = out_of_memory(runs.Run(config.load("tiny"), tmp_path, "sft", 0.0), 3)
+    told = trainers.out_of_memory(runs.Run(config.load("tiny"), tmp_path, "sft", 0.0), 3)
     assert "`aimo launch` again with `--set sft.batch_size=" in told and "4bit" not in told
 
 
 def test_a_second_training_lets_go_of_the_first_ones_vllm_before_it_starts_another(monkeypatch, tmp_path):
-    from aimo.train import grpo
-
     model, engines = SimpleNamespace(generate=print), []
 
     def make(**given):
@@ -303,8 +285,6 @@ def test_a_gpu_with_an_old_driver_is_named_and_one_that_was_hidden_left_out(tmp_
 def test_every_profile_reaches_its_model_as_it_says(gpus, loaded, monkeypatch, name, strategy):
     import torch
 
-    from aimo.train import models
-
     p = config.load(name)
     if p.model.backend == "unsloth" and strategy != "ddp":
         return  # `aimo launch` refuses it
@@ -333,8 +313,6 @@ def test_every_profile_reaches_its_model_as_it_says(gpus, loaded, monkeypatch, n
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_profile_computes_in_the_type_that_its_gpu_has(gpus, monkeypatch, tmp_path, name, bf16):
     import torch
-
-    from aimo.train import arguments
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
     p = config.load(name, ["sft.use_liger_kernel=false"] if config.load(name).sft else [])
