@@ -21,7 +21,6 @@ ABOUT = {"title": "Which is it?", "deadline": "2026-12-31T23:59:00Z", "maxDailyS
             {"code": "<p>GPU Notebook &lt;= 9 hours run-time, T4 x 2</p>"},
             [
                 "# Deadline 2026-12-31 23:59 UTC; 3 submissions a day",
-                "# test.csv: 57 bytes, 2 rows of row_id, question, a, b, c, d",
                 "inputs: {id: row_id, problem: question, options: [a, b, c, d]}",
                 "answer: {kind: choice, letters: ABCD}  # ? seen: A, A",
                 "artefact: {kind: csv, id: row_id, answer: prediction}",
@@ -42,7 +41,6 @@ ABOUT = {"title": "Which is it?", "deadline": "2026-12-31T23:59:00Z", "maxDailyS
                 "answer: {kind: number, relative: 0.05}  # ? seen: 3.14, -2e5",
                 "artefact: {kind: csv, id: id, answer: answer, others: {language: en}}  # ?",
                 "scoring: tolerance  # ?",
-                "accelerators: []  # ?",
                 "session_s: 32400  # ? no hours are named",
             ],
         ),
@@ -54,10 +52,8 @@ ABOUT = {"title": "Which is it?", "deadline": "2026-12-31T23:59:00Z", "maxDailyS
             },
             {"code": "GPU Notebooks run for 5 hours on an H100."},
             [
-                "inputs: {id: id, problem: problem}",
                 "answer: {kind: integer, low: 0, high: 500000}",
                 "artefact: {kind: server, server: which_inference_server.WhichInferenceServer}\n",
-                "accelerators: [NvidiaH100]",
                 "session_s: 18000\n",
             ],
         ),

@@ -31,7 +31,7 @@ def test_the_loop_from_a_model_to_a_score_joined_with_what_made_it(kaggle, aimo,
     said = ("pushed me/aimo-submission version 1", "version 1: queued", "running", "complete", "serving")
     assert all(part in out for part in said)
     folder = tmp_path / "output" / "aimo-submission" / "1"
-    assert (folder / "submission.parquet").read_bytes() == SUBMISSION.getvalue()
+    assert (folder / "submission.parquet").read_bytes() == SUBMISSION
     assert (folder / "run" / "a.txt").read_bytes() == b"a"
     assert (folder / "aimo-submission.log").read_text() == "loading\nserving\ndone\n"
     assert len(kaggle.asked("GetKernelSessionStatus")) == 3
@@ -240,7 +240,7 @@ def test_an_output_is_there_when_all_of_it_has_come(kaggle, aimo, refused, monke
         assert "No space left on device" in refused("output", "submission") and not folder.exists()
     kaggle.faults["GET submission.parquet"] = [CUT, CUT]
     assert aimo("output", "submission")[:2] == (0, f"output: {folder}\n")
-    assert (folder / "submission.parquet").read_bytes() == SUBMISSION.getvalue() and not partial.exists()
+    assert (folder / "submission.parquet").read_bytes() == SUBMISSION and not partial.exists()
 
 
 def test_an_output_that_lies_elsewhere_is_refused(kaggle, aimo, refused, tmp_path):

@@ -91,11 +91,8 @@ def draft_competition(api: Api, competition: str) -> str:
     values = [value.strip() for value in known[column] if value.strip()] if column else []
     kind, scoring, rules = guess_answer(values, len(inputs.get("options", ())), said)
     id_, value = given.columns[:2] if len(given.columns) > 1 else ("id", "answer")
-    artefact: dict[str, Any] = {
-        "kind": Path(named["sample"] or "x.csv").suffix[1:],
-        "id": id_,
-        "answer": value,
-    }
+    artefact: dict[str, Any] = {"kind": Path(named["sample"] or "x.csv").suffix[1:]}
+    artefact |= {"id": id_, "answer": value}
     if len(given.columns) > 2 and len(given):
         artefact["others"] = given[0, 2:].to_dicts()[0]
     called = re.search(r"class (\w+InferenceServer)", code)
