@@ -61,7 +61,7 @@ def test_what_cannot_be_a_profile_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "odd.csv", ("text", "key"), [row[:2] for row in rows(5)])
     write(tmp_path / "few.csv", ("problem", "answer"), [row[:2] for row in rows(3)])
-    refused("init", "none.csv", told=["none.csv", "no such file"])
+    refused("init", "none.csv", told=["none.csv", "No such file"])
     refused("init", "few.csv", told=["3 rows", "at least 4"])
     refused("init", "odd.csv", told=["problem", "text, key", "--prompt-column"])
     refused("init", "odd.csv", "--prompt-column", "text", told=["answer", "--answer-column"])

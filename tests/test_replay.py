@@ -191,7 +191,7 @@ def test_a_file_that_cannot_be_replayed_is_refused_in_one_line_with_the_remedy(t
         (["JOURNAL", "--policy", "ours speed=3"], "ours has the keys in_flight, max_error"),
         (["JOURNAL", "--answers", "GOLDS", "--policy", "all:logprob"], "no logprob recorded; record it with"),
         (["JOURNAL", "--answers", "GOLDS", "--json", "no/folder/a.json"], "no/folder"),
-        (["JOURNAL", "--answers", "GOLDS", "--json", "FOLDER"], "Is a directory; take a file that can"),
+        (["JOURNAL", "--answers", "GOLDS", "--json", "FOLDER"], "take a file that can"),
         (["JOURNAL", "--answers", "GOLDS", "--plot", "plot.xyz"], "Format 'xyz' is not supported"),
     ],
 )

@@ -37,8 +37,6 @@ def init_command(
 ) -> None:
     """Write a profile of a laptop's size for the problems of a file: SFT if it has solutions, then GRPO."""
     path, out = source.absolute(), out or source.with_suffix(".yaml")
-    if not path.is_file():
-        raise AimoError(f"{source}: no such file; name a file of problems, such as my.csv")
     if out.suffix != ".yaml" or not PLAIN_NAME.fullmatch(out.stem):
         raise AimoError(f"--out {out}: a profile is a .yaml file whose name is the run's; take my.yaml")
     if out.exists():
@@ -51,11 +49,11 @@ def init_command(
     given = {"problem": prompt_column, "answer": answer_column, "solution": solution_column}
     named = Columns(**{role: name for role, name in given.items() if name})
     roles = roles_of(named, table.columns, imitated=True)
-    option = {"problem": "--prompt-column", "answer": "--answer-column", "solution": "--solution-column"}
     for role, column in roles.items():
         if column not in table.columns:
+            option = f"--{role}-column" if role in ("answer", "solution") else "--prompt-column"
             told = f"no column {column!r} of {role}s; it has {files.listed(table.columns)}"
-            raise AimoError(f"{source}: {told}: name one with {option.get(role, '--prompt-column')}")
+            raise AimoError(f"{source}: {told}: name one with {option}")
     columns: dict[str, str | None] = {role: name for role, name in roles.items() if role != name}
     if "answer" not in roles:
         columns["answer"] = None

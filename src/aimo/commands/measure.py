@@ -12,7 +12,7 @@ from aimo.evaluation import benchmarks as benchmark_sets
 from aimo.evaluation import compare, evaluate, replay, traces
 from aimo.inference.answers import INTEGER
 from aimo.inference.competitions import find_competition
-from aimo.inference.errors import AimoError
+from aimo.inference.errors import AimoError, one_line
 from aimo.inference.model_folder import check_model_folder, read_adapter
 from aimo.inference.storage import write_json
 
@@ -43,14 +43,13 @@ def replay_command(
         rows = replay.compare_rules(one, rules, draws, seed, samples, budget)
         replay.show_rules(one, rows)
         figures += rows
-    record = {"rules": [asdict(row) for row in figures]}
-    for option, path in ("--json", to), ("--plot", plot):
-        try:
-            if path:
-                write_json(path, record) if option == "--json" else replay.plot_rules(figures, path)
-        except (OSError, ValueError) as e:  # matplotlib raises ValueError for a suffix that it does not know
-            reason = e.strerror if isinstance(e, OSError) else str(e)
-            raise AimoError(f"{option} {path}: {reason}; take a file that can be written") from None
+    try:
+        if to:
+            write_json(to, {"rules": [asdict(row) for row in figures]})
+        if plot:
+            replay.plot_rules(figures, plot)
+    except (OSError, ValueError) as e:  # matplotlib raises ValueError for a suffix that it does not know
+        raise AimoError(f"--json or --plot: {one_line(e)}; take a file that can be written") from None
 
 
 def forecast_command(
