@@ -46,21 +46,6 @@ def attach_competition(inputs, competition, test_csv):
     return folder
 
 
-def environment(inputs, internet=True, **more):
-    """The variables of a notebook's process."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("KAGGLE_", "AIMO_"))}
-    return kept | {
-        "KAGGLE_INPUT": str(inputs),
-        "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-        "PYTHONPATH": str(HERE / "offline"),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "MACHINE_INPUTS": str(inputs),
-        "MACHINE_HIDDEN": str(ROOT),
-        "MACHINE_OFFLINE": "0" if internet else "1",
-        **more,
-    }
-
-
 def run(text, inputs, working, parameters=None, internet=False, timeout=900, **variables):
     """Run a notebook's text in the empty folder `working`; what it leaves there is its output.
 
@@ -74,6 +59,16 @@ def run(text, inputs, working, parameters=None, internet=False, timeout=900, **v
     before = listing(inputs)
     values = working.with_name(working.name + ".yaml")
     values.write_text(yaml.safe_dump(parameters or {}))
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("KAGGLE_", "AIMO_"))}
+    own = {
+        "KAGGLE_INPUT": str(inputs),
+        "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+        "PYTHONPATH": str(HERE / "offline"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "MACHINE_INPUTS": str(inputs),
+        "MACHINE_HIDDEN": str(ROOT),
+        "MACHINE_OFFLINE": "0" if internet else "1",
+    }
     command = [sys.executable, "-m", "papermill", fresh, NOTEBOOK, "-f", values, "-k", "python3"]
     command += ["--log-output", "--no-progress-bar", "--log-level", "INFO"]
     begun = time.monotonic()
@@ -82,7 +77,7 @@ def run(text, inputs, working, parameters=None, internet=False, timeout=900, **v
         done = subprocess.run(
             list(map(str, command)),
             cwd=working,
-            env=environment(inputs, internet, **variables),
+            env=kept | own | variables,
             stdout=file,
             stderr=subprocess.STDOUT,
             timeout=timeout,
