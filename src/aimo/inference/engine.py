@@ -223,7 +223,7 @@ def sampling_parameters(
 
 
 class Supervisor:
-    """The engine that runs, or the one that loads: in a thread, and another when it fails."""
+    """Loads an engine in a thread, and another one when it fails."""
 
     def __init__(
         self, load: Callable[[], Sampler], engine: Sampler | None = None, patience_s: float = 0.0

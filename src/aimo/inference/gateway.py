@@ -74,7 +74,7 @@ class Schedule:
 
 @contextlib.contextmanager
 def surviving(what: str) -> Iterator[None]:
-    """Print what goes wrong in the block, as it would end the whole submission; a person may end it."""
+    """Print an error of the block, which would end the whole submission; only Ctrl-C is raised."""
     try:
         yield
     except KeyboardInterrupt:

@@ -31,7 +31,7 @@ COMPARED = (*ASKED, "context", "samples", "weight", "discount_trivial", "proofs"
 
 @dataclass(frozen=True)
 class JournalHeader:
-    """Whose samples follow."""
+    """The model and the settings of the samples that follow."""
 
     model: str = ""
     competition: str = ""

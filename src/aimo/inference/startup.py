@@ -58,7 +58,7 @@ def place_of(path: str, inputs: Path = INPUTS) -> tuple[str, str] | None:
 def find_input(path: Any, inputs: Path = INPUTS) -> Any:
     """Return where an attached file or folder lies, in either of Kaggle's layouts; for a list, of each.
 
-    Prints what is attached and returns the path as it is where it is not. Never raises.
+    A path that is not attached is returned as it is, and what is attached is printed. Never raises.
     """
     if isinstance(path, list):
         return [find_input(one, inputs) for one in path]

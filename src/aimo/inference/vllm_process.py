@@ -340,7 +340,7 @@ def context_limit(config: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What fits."""
+    """What a model's weights leave room for."""
 
     weights: int  # bytes on each GPU
     cache: int  # bytes of KV cache on each GPU
