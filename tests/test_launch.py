@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,14 +24,12 @@ from aimo.run import runs
 from aimo.train import launch, models
 from aimo.train.launch import Job, launch_job, strategy_of
 
-STEPS = 10
 FEW = """
 model.backend=transformers data.sft.test_split=0.1 data.grpo.test_split=0.1
 sft.batch_size=4 sft.eval_steps=4 sft.max_steps=10 sft.save_steps=1
 grpo.max_steps=2 grpo.prompts_per_step=2 grpo.max_completion_length=24 grpo.sample_steps=1 grpo.max_resample=3
 """
 QUICK = [*SMALL, *FEW.split()]
-DOUBLE = [*QUICK, "sft.batch_size=8"]
 SERVED = "grpo.generation=vllm_server"
 OPD = f"opd={{teacher: {TINY}, learning_rate: 1.0e-3, probe_steps: 2}}"
 
@@ -72,65 +69,49 @@ def process_of(stage: str, folder: Path, overrides: list[str], code: str = "") -
 
 
 @pytest.fixture(scope="module")
-def one(data, tmp_path_factory) -> Path:
-    """SFT in one process."""
+def one(data, tmp_path_factory) -> dict[int, float]:
+    """The losses of SFT in one process, by step."""
     folder = shutil.copytree(data, tmp_path_factory.mktemp("one") / "run/data").parent
-    process_of("sft", folder, DOUBLE)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def two(data, tmp_path_factory) -> SimpleNamespace:
-    """SFT in two processes, each with half the batch: interrupted with Ctrl-C, then started again to its
-    end."""
-    folder = shutil.copytree(data, tmp_path_factory.mktemp("two") / "run/data").parent
-    command = asked("sft", folder, "--cpu", "2")
-    process = subprocess.Popen(
-        [str(AIMO), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: list(folder.glob("sft/checkpoint-*/trainer_state.json")) or process.poll() is not None)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    left = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
-    done = aimo(*command)
-    assert done.returncode == 0, done.stderr
-    return SimpleNamespace(
-        folder=folder, interrupted=(process.returncode, stderr), left=str(folder) in left, done=done
-    )
+    process_of("sft", folder, [*QUICK, "sft.batch_size=8"])
+    assert (folder / "sft/model/aimo.json").exists()
+    return losses(folder)
 
 
 @pytest.mark.train
 def test_two_processes_stopped_by_ctrl_c_and_started_again_have_the_losses_of_one_with_twice_the_batch(
-    one, two
+    one, prepared
 ):
-    assert two.interrupted == (2, "aimo: interrupted; run the same command again to continue\n")
-    assert not two.left, "a process is left"
-    assert two.done.stdout.startswith("sft: started\n") and "sft: finished in" in two.done.stdout
+    command = asked("sft", prepared, "--cpu", "2")
+    process = subprocess.Popen([str(AIMO), *command], stderr=subprocess.PIPE, text=True)
+    saved = "sft/checkpoint-*/trainer_state.json"
+    wait_for(lambda: list(prepared.glob(saved)) or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert stderr == "aimo: interrupted; run the same command again to continue\n"
+    left = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
+    assert str(prepared) not in left, "a process is left"
+    done = aimo(*command)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.startswith("sft: started\n") and "sft: finished in" in done.stdout
     # The main process alone prints and writes, and rows are tokenized once.
-    log = (two.folder / "sft/launch.log").read_text()
+    log = (prepared / "sft/launch.log").read_text()
     assert log.count("Continuing from checkpoint-") == log.count("Training in float32") == 1
-    assert "Tokenizing" not in log and len(list(two.folder.glob("sft/tokens/*"))) == 2
-    assert not two.done.stderr and "Aborted" not in log and "terminate called" not in log
+    assert "Tokenizing" not in log and len(list(prepared.glob("sft/tokens/*"))) == 2
+    assert "Aborted" not in log and "terminate called" not in log
     # Each step has the same rows, and the loss is a mean over the tokens of both processes; rounding differs.
-    assert losses(two.folder) == pytest.approx(losses(one), rel=1e-4)
-    assert list(losses(two.folder)) == list(range(1, STEPS + 1))
-    made = [{path.name for path in (folder / "sft/model").iterdir()} for folder in (one, two.folder)]
-    assert made[0] == made[1]
+    assert losses(prepared) == pytest.approx(one, rel=1e-4) and list(one) == list(range(1, 11))
 
-
-@pytest.mark.train
-def test_grpo_in_two_processes_splits_the_completions_and_is_kept_when_asked_again(two):
-    folder, arguments = two.folder, asked("grpo", two.folder, "--cpu", "2")
-    done = aimo(*arguments)
+    # GRPO splits the completions between them.
+    command = asked("grpo", prepared, "--cpu", "2")
+    done = aimo(*command)
     assert done.returncode == 0, done.stderr
-    log = read_lines(folder / "grpo/log.jsonl")
-    assert [r["step"] for r in log if "loss" in r] == [1, 2]
-    assert [r["step"] for r in log if "probe/accuracy" in r] == [0, 2]
-    assert all(2 <= r["groups/tried"] <= 6 for r in log if "loss" in r)
-    state = json.loads((folder / "grpo/checkpoint-2/trainer_state.json").read_text())
+    records = read_lines(prepared / "grpo/log.jsonl")
+    assert [r["step"] for r in records if "probe/accuracy" in r] == [0, 2]
+    assert [2 <= r["groups/tried"] <= 6 for r in records if "loss" in r] == [True, True]
+    state = json.loads((prepared / "grpo/checkpoint-2/trainer_state.json").read_text())
     assert state["train_batch_size"] == 2 * 4 / 2
-    assert here(*arguments).stdout == "grpo: finished before, kept\n"
-    runs.unlock(folder)
+    assert here(*command).stdout == "grpo: finished before, kept\n"
+    runs.unlock(prepared)
 
 
 # ---- GRPO with vLLM, on a CPU
@@ -227,7 +208,7 @@ def test_the_slurm_script_trains_on_two_nodes_what_one_process_trains(one, prepa
         "PATH": programs(tmp_path / "bin", scontrol="echo 127.0.0.1\necho 127.0.0.1\n", srun=TASKS),
     }
     subprocess.run(["bash", str(script)], check=True, capture_output=True, env=os.environ | slurm)
-    assert losses(prepared) == pytest.approx(losses(one), rel=1e-4) and (prepared / "sft/model").exists()
+    assert losses(prepared) == pytest.approx(one, rel=1e-4) and (prepared / "sft/model").exists()
 
 
 def job(stage="grpo", overrides=(), strategy="ddp", devices=8, nodes=1, cpu=False, run_dir="run", **more):

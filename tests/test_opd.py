@@ -117,18 +117,17 @@ def teacher_server(**change):
     """A server that answers as vLLM does with the tiny base, but for some changes."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer, room = AutoTokenizer.from_pretrained(TINY), change.get("room", 1024)
+    text = change.get("text", lambda i: tokenizer.decode([i]))
 
     def answer(body, _):
         if "prompt_logprobs" not in body:  # /tokenize
             return json.dumps(change.get("turn", {"tokens": [40, 41, tokenizer.eos_token_id]}))
         if "status" in change:
             return "Token id 41 is out of vocabulary", change["status"], {}
-        text = change.get("text", lambda i: tokenizer.decode([i]))
-        one = [{str(i): {"logprob": -1.0, "decoded_token": text(i)}} for i in body["prompt"]]
-        return {"choices": [{"prompt_logprobs": change.get("rows", [None, *one[1:]])}]}
+        rows = [None, *({str(i): {"logprob": -1.0, "decoded_token": text(i)}} for i in body["prompt"][1:])]
+        return {"choices": [{"prompt_logprobs": change.get("rows", rows)}]}
 
-    room = change.get("room", 1024)
     return standing(answer, "m" if room else None, room)
 
 
