@@ -56,8 +56,7 @@ def test_a_clear_gain_is_real_and_no_gain_is_not(tmp_path):
     rows = json.loads((RUNS / "compare-a-b-c/comparison.json").read_text())["differences"]
     assert [row["is real"] for row in rows] == ["yes", "open"]
     page = (RUNS / "compare-a-b-c/comparison.html").read_text()
-    flips = int(np.sum((a.mean(axis=1) > 0.5) != (b.mean(axis=1) > 0.5)))
-    assert flips / 2 < int(re.search(r"x: a and b: (\d+) questions flipped", page)[1]) < 2 * flips
+    assert 10 < int(re.search(r"x: a and b: (\d+) questions flipped", page)[1]) < 50
     assert "x: a and c: 0 questions" in page
     for names, told in ((["a"], "different names"), (["a", "a", "b"], "different"), (["a", "none"], "none")):
         refused("compare", *(tmp_path / name for name in names), told=[told])

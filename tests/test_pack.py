@@ -185,19 +185,6 @@ def test_adapters_of_stages_in_a_row_are_joined_into_one_that_computes_the_same(
     assert "rank 4 for" in pack(made / "sft"), "an earlier stage is packed by its name"
 
 
-@pytest.mark.parametrize(
-    "change, told",
-    [
-        (("rank: 8", "rnk: 8"), "artefact.lora.rnk: unknown key, did you mean rank?"),
-        (("temperature: 0.0", "temprature: 0.0"), "temprature"),
-        (("kind: adapter", "kind: csv"), "lora: what the host takes goes with kind: adapter"),
-    ],
-)
-def test_a_wrong_key_of_the_adapter_is_named(tmp_path, change, told):
-    (tmp_path / "tiny.yaml").write_text(RULES.replace(*change))
-    refused("competition", "check", tmp_path / "tiny.yaml", told=[told])
-
-
 def test_another_competition_takes_no_adapter(made):
     refused("kaggle", "pack", made, "--competition", "aimo3", told=["aimo3: it takes answers and no adapter"])
 
