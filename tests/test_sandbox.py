@@ -19,7 +19,7 @@ from conftest import wait_for
 
 from aimo.inference import sandbox
 from aimo.inference.errors import AimoError, SandboxError
-from aimo.inference.sandbox import Limits, Session, run_script, run_scripts
+from aimo.inference.sandbox import Limits, Session, run_script
 from aimo.rewards import code_reward
 
 HAS_LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1) > 0
@@ -126,10 +126,11 @@ def test_a_script_prints_what_python_c_prints(code):
 
 def test_parallel_scripts_return_in_order_and_are_isolated_with_the_same_random_numbers():
     code = "import builtins; print(input(), hasattr(builtins, 'seen')); builtins.seen = 1"
-    results = run_scripts([(code, str(i)) for i in range(60)], workers=4)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(run_script, [code] * 60, map(str, range(60))))
     assert [r.stdout for r in results] == [f"{i} False\n" for i in range(60)]
     code = "import random, numpy; print(random.random(), numpy.random.rand(), hash('a'))"
-    assert len({result.stdout for result in run_scripts([(code, "")] * 3)}) == 1
+    assert len({run_script(code).stdout for _ in range(3)}) == 1
 
 
 def test_output_is_complete_up_to_its_limit_and_then_keeps_both_ends():
@@ -469,7 +470,7 @@ def test_where_files_or_the_network_are_open_no_program_runs_unless_the_user_say
     machine_without, lacking, monkeypatch, capsys
 ):
     machine_without(lacking)
-    for use in (lambda: run_script("print(1)"), lambda: run_scripts([("1", "")]), Session):
+    for use in (lambda: run_script("print(1)"), Session):
         with pytest.raises(SandboxError, match=f"{LACKING[lacking]}.*AIMO_SANDBOX=open") as e:
             use()
         assert lacking in str(e.value)
@@ -637,11 +638,11 @@ def test_a_thousand_hostile_snippets_leave_everything_as_it_was(outside):
     boxes = [Session(limits) for _ in range(8)]
     for start in range(0, 1000, 200):
         batch = snippets[start : start + 200]
-        with ThreadPoolExecutor() as pool:  # they mostly wait for their limits, so they wait together
-            scripts = pool.submit(run_scripts, [(code, "") for code in batch[:100]], limits, workers=8)
+        with ThreadPoolExecutor(16) as pool:  # they mostly wait for their limits, so they wait together
             turns = [batch[100 + i :: 8] for i in range(8)]
             runs = pool.map(lambda session, codes: [session.run(code) for code in codes], boxes, turns)
-            results = [*scripts.result(), *itertools.chain(*runs)]
+            scripts = pool.map(lambda code: run_script(code, "", limits), batch[:100])
+            results = [*scripts, *itertools.chain(*runs)]
         assert len(results) == 200 and not any("weights" in result.stdout for result in results)
         assert all(len(result.stdout) < 1100 and len(result.error) < 2100 for result in results)
         # The first call may meet what the snippets left in a process; one of the next ones, on a machine that

@@ -111,14 +111,6 @@ def _run(code: str, stdin: str, limits: Limits, files: Mapping[str, str | bytes]
         process.end()
 
 
-def run_scripts(
-    scripts: Iterable[tuple[str, str]], limits: Limits = DEFAULT, workers: int | None = None
-) -> list[Result]:
-    """Return the results of scripts (code, stdin), in order; `workers` run at a time (None: one a core)."""
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(lambda script: run_script(script[0], script[1], limits), scripts))
-
-
 class Session:
     """Run one piece of code after another, as a notebook does: variables stay, a last value is shown.
 

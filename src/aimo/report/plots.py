@@ -256,7 +256,8 @@ def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
         end = max(sample["end_s"] for sample in solution["samples"])
         ax.axvline(end, color=RULE, ls="--", lw=0.8)
         ax.set_title(f"{label(solution['id'])}: {label(solution['answer'])}, {solution['stop']}", fontsize=9)
-        ax.set(yticks=[], xlim=(0, 1.15 * end), xlabel="seconds")
+        ax.set(yticks=[], xlim=(0, 1.15 * end))
+        ax.set_xlabel("seconds", fontsize=8)
         ax.invert_yaxis()
         ax.tick_params(labelsize=8)
     return image(figure)
@@ -274,7 +275,7 @@ def cost(solutions: list[dict[str, Any]]) -> Html:
         against = 1 - s["votes"].get(str(s["answer"]), 0) / max(1, sum(s["votes"].values()))
         point = against, s["seconds"], sum(sample["tokens"] for sample in s["samples"])
         points.setdefault(("unknown", GREY) if s["gold"] is None else kind, []).append(point)
-    for (name, colour), chosen in points.items():
+    for (name, colour), chosen in sorted(points.items()):
         against, *spent = zip(*chosen, strict=True)
         for ax, values in zip(grid, spent, strict=True):
             ax.plot(against, values, "o", color=colour, ms=5, alpha=0.7, label=name)
@@ -292,6 +293,6 @@ def by_samples(benchmarks: dict[str, dict[str, dict[int, float]]]) -> Html:
         for (key, values), colour in zip(curves.items(), CURVES, strict=False):
             curve(ax, list(values), values.values(), colour, key)
         ax.set_title(label(name), fontsize=9)
-        ax.set(xlabel="completions")
+        ax.set_xlabel("completions", fontsize=8)
     grid[0].legend(frameon=False, fontsize=8)
     return image(figure)

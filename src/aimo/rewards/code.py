@@ -88,13 +88,9 @@ def code_reward(
     jobs = [(program, given) for program, cases in rows if program for given, _ in cases]
     if callable(provider_type):
         printed = provider_type(jobs, num_parallel)
-    elif provider_type == "local":
-        limits = sandbox.Limits(seconds=TIME_LIMIT_S, output_chars=1_000_000)
-        results = sandbox.run_scripts(jobs, limits, num_parallel)
-        printed = [result.stdout if result.ok else None for result in results]
-    elif provider_type in SERVICES:
+    elif provider_type in ("local", *SERVICES):
         with ThreadPoolExecutor(num_parallel) as pool:
-            printed = list(pool.map(lambda job: in_service(provider_type, *job), jobs))
+            printed = list(pool.map(lambda job: printed_by(provider_type, *job), jobs))
     else:
         known = ", ".join(["local", *SERVICES])
         raise AimoError(f"rewards: code has no provider_type {provider_type!r}; use {known} or a function")
@@ -109,7 +105,12 @@ def code_reward(
     return rewards
 
 
-def in_service(name: str, program: str, given: str) -> str | None:
+def printed_by(name: str, program: str, given: str) -> str | None:
+    """Return what a program prints in the sandbox or in a service; None for a failure."""
+    if name == "local":
+        limits = sandbox.Limits(seconds=TIME_LIMIT_S, output_chars=1_000_000)
+        result = sandbox.run_script(program, given, limits)
+        return result.stdout if result.ok else None
     script = SCRIPT.format(program=program, given=given, limit=TIME_LIMIT_S)
     try:
         if name == "e2b":
@@ -130,8 +131,8 @@ def in_service(name: str, program: str, given: str) -> str | None:
     except (ImportError, ValueError) as e:  # ValueError: Morph's client has no key
         remedy = f"pip install {SERVICES[name]}, set {name.upper()}_API_KEY, or use local"
         raise AimoError(f"rewards: provider_type {name}: {e}; {remedy}") from None
-    result: str | None = json.loads((printed.strip() or "null").splitlines()[-1])
-    return result
+    last: str | None = json.loads((printed.strip() or "null").splitlines()[-1])
+    return last
 
 
 def binary_code_reward(completions: Texts, **columns: Any) -> Rewards:
