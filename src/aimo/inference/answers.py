@@ -276,8 +276,8 @@ class Number(AnswerKind):
         try:
             if FLOAT.fullmatch(text):
                 found: Any = float(text)
-            elif (found := expressions.compute(text)) is None and len(text) <= LONGEST:
-                plain = expressions.canonical(text)
+            else:
+                plain = expressions.canonical(text) if len(text) <= LONGEST else ""
                 found = expressions.number(plain)
                 if found is None and len(both := expressions.values(plain.rpartition("=")[2])) == 2:
                     a, b = map(complex, both)  # at two points: equal where no name is left

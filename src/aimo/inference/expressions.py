@@ -241,21 +241,13 @@ MODULUS = re.compile(r"(?:,? ?\(? ?\\?(?:b|p)?mod(?:ulo)?(?![a-z]))[ {(]*(\d+)[ 
 @lru_cache(maxsize=100_000)
 def integer(answer: str) -> int | None:
     """Return the integer that an answer states, or None when it is not certain to be one."""
-    value = compute(answer)
-    if value is None and len(answer) <= LONGEST:
+    value: Fraction | int | None = None
+    if plain := PLAIN.fullmatch(answer.strip()):
+        value = (Fraction if plain[1] else int)(plain[0].replace(",", ""))
+    elif len(answer) <= LONGEST:
         value = number(canonical(read_choice(answer)[1]))
     is_one = value is not None and value.denominator == 1 and value.numerator.bit_length() < 4096
     return int(value) if is_one else None  # type: ignore[arg-type]
-
-
-def compute(answer: str) -> Fraction | int | None:
-    """Return the value of LaTeX or plain arithmetic; None where it is not exact, or too large."""
-    text = answer.strip()
-    if exact := PLAIN.fullmatch(text):
-        text = text.replace(",", "")
-        return Fraction(text) if exact[1] else int(text)
-    found = values(canonical(text)) if len(text) <= 200 else ()
-    return found[0] if found and isinstance(found[0], Fraction) else None
 
 
 @lru_cache(maxsize=100_000)

@@ -23,7 +23,7 @@ from typing import Any
 
 from aimo.inference import expressions
 from aimo.inference.answers import DEFAULT_TAGS, AnswerKind, extract
-from aimo.inference.expressions import TEXT, canonical, compute, exact_value, parts, read_choice, values
+from aimo.inference.expressions import TEXT, canonical, exact_value, parts, read_choice, values
 from aimo.inference.settings import Prompt, Tags
 
 TIME_LIMIT_S = 5.0  # wall time of one answer in math-verify
@@ -109,7 +109,7 @@ def quick_verdict(answer: str | None, gold: str) -> bool | None:
                 return plain[0] == plain[1]
         sizes = []
         for text in plain:
-            if (measure := MEASURE.fullmatch(text)) and (value := compute(measure[1])) is not None:
+            if (measure := MEASURE.fullmatch(text)) and (value := exact_value(measure[1])) is not None:
                 kind, scale = SCALES[measure[2]]
                 sizes.append((kind, value * scale))
         if len(sizes) == 2:
@@ -269,10 +269,9 @@ def same_expression(answer: str, gold: str) -> bool | None:
     if NUMERAL.fullmatch(answer) and NUMERAL.fullmatch(gold):
         return False  # 40_9 and 40_8: math-verify does not see the base
     if y and isinstance(y[0], Fraction) and "\\" not in answer and not re.search("percent|%", answer):
-        numbers = re.findall(r"\d[\d,.]*", answer)  # one, in "10 + John's age"
-        if not numbers:
-            return False
-        if len(numbers) == 1 and compute(numbers[0]) != abs(y[0]) and re.search("[A-Za-z]{4}", answer):
+        numbers = re.findall(r"\d[\d,.]*", answer)
+        is_other = len(numbers) == 1 and exact_value(canonical(numbers[0])) != abs(y[0])
+        if not numbers or (is_other and re.search("[A-Za-z]{4}", answer)):  # 10 + John's age
             return False
     return None
 
