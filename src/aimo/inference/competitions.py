@@ -87,8 +87,8 @@ class Artefact:
 
     @property
     def file(self) -> str:
-        names = {"csv": "submission.csv", "text": "submission.csv", "adapter": "submission.zip"}
-        return names.get(self.kind, "submission.parquet")
+        suffix = {"csv": "csv", "text": "csv", "adapter": "zip"}.get(self.kind, "parquet")
+        return f"submission.{suffix}"
 
 
 @dataclass(config=strict, frozen=True)
@@ -151,11 +151,12 @@ def parse_competition(values: dict[str, Any], where: str) -> Competition:
     except ValidationError as e:
         told = []
         for error in e.errors():
-            if error["type"].startswith("union_tag"):
-                told.append(f"answer.kind: should be one of {', '.join(KINDS)}")
-            else:  # in the place of an answer's key stands its kind too
-                place = [part for part in error["loc"] if part not in KINDS]
-                told.append(explain({**error, "loc": place}, KEYS))
+            place = [
+                part for part in error["loc"] if part not in KINDS
+            ]  # pydantic adds the kind of an answer
+            is_kind = error["type"].startswith("union_tag")
+            which = f"answer.kind: should be one of {', '.join(KINDS)}"
+            told.append(which if is_kind else explain({**error, "loc": place}, KEYS))
         raise AimoError(f"{where}: {'; '.join(told)}") from None
     except (TypeError, ValueError) as e:  # a key that is no text, a list that holds itself
         raise AimoError(f"{where}: {e}; use plain keys and values") from None
@@ -166,17 +167,15 @@ COMPETITIONS = {path.stem: read_competition(path) for path in sorted(FOLDER.glob
 
 def find_competition(name: str | Competition, asks: bool = False) -> Competition:
     """Return a competition by its name or its file; AimoError for none, with `asks` for adapters too."""
-    if isinstance(name, Competition):
-        rules, name = name, name_of(name)
-    elif name in COMPETITIONS:
-        rules = COMPETITIONS[name]
-    elif name.endswith((".yaml", ".yml")):
-        rules = read_competition(Path(name))
-    else:
+    rules = COMPETITIONS.get(name) if isinstance(name, str) else name
+    if rules is None and str(name).endswith((".yaml", ".yml")):
+        rules = read_competition(Path(str(name)))
+    if rules is None:
         known = ", ".join(COMPETITIONS)
         raise AimoError(f"competition {name!r} is unknown: use one of {known}, or a path to a .yaml file")
     if asks and rules.artefact.kind == "adapter":
-        raise AimoError(f"competition {name}: it takes an adapter, no answers; there is nothing to solve")
+        what = "it takes an adapter, no answers; there is nothing to solve"
+        raise AimoError(f"competition {name_of(name)}: {what}")
     return rules
 
 

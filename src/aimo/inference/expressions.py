@@ -130,7 +130,6 @@ REWRITES: Rewrites = [  # from LaTeX to its canonical form
         lambda m: m[0].replace(",", "") if m[0][0].isdigit() else m[0],
     ),
     (r"(?:\^ ?(?:\{\s*\\circ\s*\}|\\circ(?![a-z])|o\Z)|\\degrees?(?![a-z])) ?(?:[CF]\Z)?", ""),
-    (r"\*\*", "^"),
     (r"\\(?:cdot|times|ast)(?![a-z])", "*"),
     (r"\\varnothing(?![a-z])|\A\\\{\\\}\Z", r"\\emptyset"),
     (rf"\A\s*(?:{TEXT}\{{\s*)?(?:[Tt]here (?:is|are) )?[Nn]o (?:real )?solutions?[\s.}}]*\Z", r"\\emptyset"),

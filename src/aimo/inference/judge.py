@@ -91,8 +91,6 @@ def quick_verdict(answer: str | None, gold: str) -> bool | None:
     (label, rest), (wanted, meant) = read_choice(answer), read_choice(gold)
     if wanted and label:
         return label == wanted
-    if wanted and not meant:
-        return None if re.fullmatch(r"\W*[A-Ja-j]\W*", answer) else False
     a, b = canonical(rest), canonical(meant)
     if re.search("[A-Za-z:]", b):  # a time of day, or a measure such as `5km`
         plain = [re.sub(r"\s", "", re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", text)) for text in (a, b)]
