@@ -374,8 +374,7 @@ class Latex(AnswerKind):
         firsts = list(known)
         judge = importlib.import_module("aimo.inference.judge")  # not for all kernels: it is one of `modules`
         verdicts = zip(firsts, judge.are_equal([value] * len(firsts), firsts), strict=True)
-        # Equal texts are equal also where the judge cannot read them.
-        return next((one for one, same in verdicts if same or (same is None and one == value)), value)
+        return next((one for one, same in verdicts if same), value)
 
 
 @dataclass(config=strict, frozen=True)

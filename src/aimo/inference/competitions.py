@@ -151,12 +151,11 @@ def parse_competition(values: dict[str, Any], where: str) -> Competition:
     except ValidationError as e:
         told = []
         for error in e.errors():
-            place = [
-                part for part in error["loc"] if part not in KINDS
-            ]  # pydantic adds the kind of an answer
-            is_kind = error["type"].startswith("union_tag")
-            which = f"answer.kind: should be one of {', '.join(KINDS)}"
-            told.append(which if is_kind else explain({**error, "loc": place}, KEYS))
+            if error["type"].startswith("union_tag"):
+                told.append(f"answer.kind: should be one of {', '.join(KINDS)}")
+            else:  # in the place of an answer's key stands its kind too
+                place = [part for part in error["loc"] if part not in KINDS]
+                told.append(explain({**error, "loc": place}, KEYS))
         raise AimoError(f"{where}: {'; '.join(told)}") from None
     except (TypeError, ValueError) as e:  # a key that is no text, a list that holds itself
         raise AimoError(f"{where}: {e}; use plain keys and values") from None
