@@ -6,7 +6,6 @@ that change with it. What other libraries call a key is what the error message a
 
 import json
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
@@ -146,23 +145,21 @@ def main() -> None:
 
 
 def page() -> str:
-    with tempfile.TemporaryDirectory() as name:
-        parts = [INTRO, *(section(table, Path(name)) for table in TABLES), rewards(Path(name))]
-    return "\n".join(parts)
+    return "\n".join([INTRO, *map(section, TABLES), rewards()])
 
 
-def section(table: Table, folder: Path) -> str:
+def section(table: Table) -> str:
     names = own_keys(table.section)
-    rows = [row(table.section, key, table.prefix + key, folder) for key in names]
+    rows = [row(table.section, key, table.prefix + key) for key in names]
     text = [table.text] if table.text else []
     return "\n\n".join([table.heading, *text, as_table(HEADS, rows)]) + "\n"
 
 
-def rewards(folder: Path) -> str:
+def rewards() -> str:
     rows = []
     for name, reward in REWARDS.items():
         for option in ("weight", *reward.option_names) if name == "accuracy" else reward.option_names:
-            first, *rest = row(reward.options, option, f"grpo.rewards.{name}.{option}", folder)
+            first, *rest = row(reward.options, option, f"grpo.rewards.{name}.{option}")
             rows.append(["any" if name == "accuracy" else f"`{name}`", first, *rest[:-2]])
     text = "Keys of `grpo.rewards.NAME`; [rewards.md](rewards.md) says what each reward gives."
     return "\n\n".join(["## rewards", text, as_table(("reward", *HEADS[:-2]), rows)]) + "\n"
@@ -173,13 +170,13 @@ def as_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def row(section: type, key: str, dotted: str, folder: Path) -> list[str]:
+def row(section: type, key: str, dotted: str) -> list[str]:
     (chosen,) = (f for f in fields(section) if f.name == key)
     hint = get_type_hints(section, include_extras=True)[key]
     unit = next((unit for unit, names in UNITS.items() if key in names.split()), "")
     kind = ", ".join(filter(None, [words(hint), unit]))
     meaning = next(said[key] for base in section.__mro__ if key in (said := reading.meanings(base)))
-    cells = f"`{key}`", kind, default(chosen), meaning, reaches(dotted, folder), elsewhere(dotted)
+    cells = f"`{key}`", kind, default(chosen), meaning, reaches(dotted), elsewhere(dotted)
     return [cell.replace("|", "\\|") for cell in cells]
 
 
@@ -241,7 +238,7 @@ def default(key: Field[Any]) -> str:
     return f"`{json.dumps(value, ensure_ascii=False, default=vars)}`"
 
 
-def reaches(key: str, folder: Path) -> str:
+def reaches(key: str) -> str:
     """What a key changes."""
     key = key if key in schema.KEYS else key.replace("data.sft", "distil")
     case = schema.case_of(key)
@@ -250,20 +247,20 @@ def reaches(key: str, folder: Path) -> str:
     if key.endswith(".trl"):
         return "TRL: the same names"
     if case.observe in (schema.SFT_ARGS, schema.GRPO_ARGS, schema.DPO_ARGS, schema.OPD_ARGS):
-        return "TRL: " + ", ".join(f"`{name}`" for name in changed(key, case, folder))
+        return "TRL: " + ", ".join(f"`{name}`" for name in changed(key, case))
     return case.observe.partition(": ")[0] if isinstance(case.observe, str) else LOOKS[case.observe]
 
 
-def changed(key: str, case: Any, folder: Path) -> list[str]:
+def changed(key: str, case: Any) -> list[str]:
     """The fields of TRL's configuration that another value of a key changes."""
-    values = schema.prepared(key, case, folder)
+    values = schema.prepared(key, case)
     before = config.parse(values, "page")
     value = case.value
     if value is None:
         value = schema.other(schema.KEYS[key], schema.get(before, key))
     schema.put(values, key, value)
     try:
-        old, new = (case.observe(profile, folder) for profile in (before, config.parse(values, "page")))
+        old, new = (case.observe(profile) for profile in (before, config.parse(values, "page")))
     except AimoError:  # a package for GPUs
         return [key.rpartition(".")[2]]
     return sorted(name for name in old | new if old.get(name) != new.get(name))

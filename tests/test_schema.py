@@ -113,7 +113,9 @@ def get(section: Any, key: str) -> Any:
 # ---- the profile that is walked: every section ----
 
 
-FOLDER = "FOLDER"  # stands in values for a folder
+DESK = tempfile.TemporaryDirectory(prefix="schema-")
+FOLDER = Path(DESK.name)
+(FOLDER / "test.csv").write_text("id,problem\na,What is 1 + 1?\n")
 BASE = {
     "profile": "walk",
     "model": {
@@ -131,15 +133,7 @@ BASE = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    """A folder with a test file."""
-    folder = tmp_path_factory.mktemp("schema")
-    (folder / "test.csv").write_text("id,problem\na,What is 1 + 1?\n")
-    return folder
-
-
-# ---- where to look: each takes a profile and the folder ----
+# ---- where to look ----
 
 
 class Captured(Exception):
@@ -167,14 +161,14 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(TINY)
 
 
-def rows(profile: config.Profile, folder: Path) -> Any:
+def rows(profile: config.Profile) -> Any:
     """The rows that notebook 01 writes."""
     sets = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer())
     ready = prepare.format_sets(prepare.decontaminate_sets(sets, profile), profile)
     return {name: table.to_dicts() for name, table in ready.items()}
 
 
-def distilled(profile: config.Profile, folder: Path) -> Any:
+def distilled(profile: config.Profile) -> Any:
     """What the servers of a teacher are asked, and what it costs."""
     given, asked = [], []
 
@@ -188,26 +182,25 @@ def distilled(profile: config.Profile, folder: Path) -> Any:
             said = {"text": "So it is \\boxed{1}.", "thought": "", "finish_reason": "stop"}
             return said | {"prompt_tokens": 10, "completion_tokens": 20}
 
-    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distil, "Servers", Teacher)
-        out = Path(name) / "samples.jsonl"
+        out = Path(tempfile.mkdtemp(dir=FOLDER)) / "samples.jsonl"
         tally = distil.distil(profile.distil, out, profile.seed, lambda tally: None)
     return [given, sorted(asked), tally.cost]
 
 
-def chat(profile: config.Profile, folder: Path) -> Any:
+def chat(profile: config.Profile) -> Any:
     """A prompt as the model reads it, and the rows."""
-
     own = models.load_tokenizer(TINY, profile)
     asked = own.apply_chat_template([{"role": "user", "content": "1 + 1?"}], add_generation_prompt=True)
-    return [own.decode(asked["input_ids"]), own.eos_token, rows(profile, folder)]
+    return [own.decode(asked["input_ids"]), own.eos_token, rows(profile)]
 
 
-def arguments_of(stage: str) -> Callable[[config.Profile, Path], Any]:
+def arguments_of(stage: str) -> Callable[[config.Profile], Any]:
     """TRL's configuration of a stage."""
 
-    def observe(profile: config.Profile, folder: Path) -> Any:
-        return arguments.stage_arguments(runs.Run(profile, folder, stage, 0.0)).to_dict()
+    def observe(profile: config.Profile) -> Any:
+        return arguments.stage_arguments(runs.Run(profile, FOLDER, stage, 0.0)).to_dict()
 
     return observe
 
@@ -215,14 +208,14 @@ def arguments_of(stage: str) -> Callable[[config.Profile, Path], Any]:
 SFT_ARGS, GRPO_ARGS, DPO_ARGS, OPD_ARGS = map(arguments_of, ("sft", "grpo", "dpo", "opd"))
 
 
-def rewards(profile: config.Profile, folder: Path) -> Any:
+def rewards(profile: config.Profile) -> Any:
     """The rewards with the options that they are bound to, and their weights in TRL's configuration."""
     functions = get_reward_funcs(profile.grpo.rewards, profile.prompt)
     bound = [(function.__name__, repr(function.func), function.keywords) for function in functions]
-    return [bound, GRPO_ARGS(profile, folder)["reward_weights"]]
+    return [bound, GRPO_ARGS(profile)["reward_weights"]]
 
 
-def loading(profile: config.Profile, folder: Path) -> Any:
+def loading(profile: config.Profile) -> Any:
     """What Unsloth or Transformers is told to load where there is a GPU; the call does not get there."""
     import peft  # noqa: F401 (before there seems to be a GPU)
 
@@ -235,23 +228,22 @@ def loading(profile: config.Profile, folder: Path) -> Any:
         return captured(lambda: models.load_model(TINY, profile), **places)
 
 
-def adapters(profile: config.Profile, folder: Path) -> Any:
+def adapters(profile: config.Profile) -> Any:
     """The adapters of a loaded model."""
-
     return vars(models.load_model(TINY, profile).peft_config["default"])
 
 
-def base_model(profile: config.Profile, folder: Path) -> Any:
+def base_model(profile: config.Profile) -> Any:
     """Where the base model comes from."""
-    run = runs.Run(profile, folder, "sft", 0.0)
+    run = runs.Run(profile, FOLDER, "sft", 0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.snapshot_download", lambda *args, **keys: f"{args} {keys}")
         return run.start_model()
 
 
-def sft_order(profile: config.Profile, folder: Path) -> Any:
+def sft_order(profile: config.Profile) -> Any:
     """Whether a step of SFT's trainer holds rows of like length."""
-    made, run = rows(profile, folder), runs.Run(profile, folder, "sft", 0.0)
+    made, run = rows(profile), runs.Run(profile, FOLDER, "sft", 0.0)
     given = models.load_model(TINY, profile), models.load_tokenizer(TINY, profile), made["sft"], run
     (((trainer,), _),) = captured(
         lambda: models.training_of("sft")(*given, made["sft_test"], made["grpo_test"]),
@@ -260,7 +252,7 @@ def sft_order(profile: config.Profile, folder: Path) -> Any:
     return trainer.by_length
 
 
-def served_model(profile: config.Profile, folder: Path) -> Any:
+def served_model(profile: config.Profile) -> Any:
     """How far a saved model's log-probabilities may be from the trained one's."""
     model = types.SimpleNamespace(dtype="torch.float32", to=lambda device: None)
     places = {
@@ -268,21 +260,20 @@ def served_model(profile: config.Profile, folder: Path) -> Any:
         "AutoModelForCausalLM.from_pretrained": lambda *_, **__: model, "encode_talks": lambda *_: [],
         "compare": capture,
     }  # fmt: skip
-    run = runs.Run(profile, folder, "sft", 0.0)
+    run = runs.Run(profile, FOLDER, "sft", 0.0)
     return captured(
         lambda: trainers.check(run), **{f"aimo.train.trainers.{name}": of for name, of in places.items()}
     )
 
 
-def hub_cache(profile: config.Profile, folder: Path) -> Any:
+def hub_cache(profile: config.Profile) -> Any:
     """Where the hub's client keeps what it downloads, in a process that begins a stage."""
     code = "import sys; from aimo.run import runs; runs.begin('distil', *sys.argv[1:])\n"
     code += "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "walk.yaml"
-        path.write_text(config.dump(profile))
-        command = [sys.executable, "-c", code, str(path), str(Path(name) / "run")]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    path = Path(tempfile.mkdtemp(dir=FOLDER)) / "walk.yaml"
+    path.write_text(config.dump(profile))
+    command = [sys.executable, "-c", code, str(path), str(path.with_name("run"))]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 REPLIES = [
@@ -311,9 +302,8 @@ def server() -> Any:
     return serving, serving.__enter__()  # it ends with the process
 
 
-def asked(profile: config.Profile, folder: Path) -> Any:
+def asked(profile: config.Profile) -> Any:
     """What a model server is asked for one question, and what the solver makes of its replies."""
-
     BODIES.clear()
     solutions: dict[str, Any] = {}
 
@@ -333,7 +323,7 @@ def asked(profile: config.Profile, folder: Path) -> Any:
     return [sorted(map(str, BODIES)), [(s.text, s.end, s.answer, s.weight) for s in samples]]
 
 
-def proved(profile: config.Profile, folder: Path) -> Any:
+def proved(profile: config.Profile) -> Any:
     """What each role of a proof is asked and says, and how long a problem may take."""
     from scripted import Scripted
 
@@ -349,14 +339,14 @@ def proved(profile: config.Profile, folder: Path) -> Any:
     return [budgets, sorted(sampler.prompts), sorted((one.role, one.text) for one in solution.samples)]
 
 
-def questions(profile: config.Profile, folder: Path) -> Any:
+def questions(profile: config.Profile) -> Any:
     """The questions that notebook 04 answers."""
 
-    with tempfile.TemporaryDirectory() as name:
-        return submission.test_file(runs.Run(profile, Path(name), "inference", 0.0)).read_text()
+    run = runs.Run(profile, Path(tempfile.mkdtemp(dir=FOLDER)), "inference", 0.0)
+    return submission.test_file(run).read_text()
 
 
-def vllm(profile: config.Profile, folder: Path) -> Any:
+def vllm(profile: config.Profile) -> Any:
     """What vLLM is given: the engine's arguments and a stream's parameters."""
     from aimo.inference import engine
 
@@ -375,14 +365,9 @@ class Case:
 
     keys: str
     # None: it would do nothing there and is refused. A text: what it reaches, and the test that sets it.
-    observe: Callable[[config.Profile, Path], Any] | str | None
-    value: Any = None  # another one, where the type does not tell it; `*`: the last part of the key
+    observe: Callable[[config.Profile], Any] | str | None
+    value: Any = None  # another one, where the type does not tell it
     given: dict[str, Any] = field(default_factory=dict)  # other keys that make this one count
-
-    @property
-    def slow(self) -> bool:
-        """Whether it trains, or loads vLLM."""
-        return self.observe in (sft_order, vllm)
 
 
 OVERLONG = {"grpo.rewards": {"soft_overlong_punishment": {"max_completion_len": 60, "soft_punish_cache": 50}}}
@@ -410,7 +395,7 @@ def stage(name: str, look: Any) -> list[Case]:
 
 CASES = [
     Case("profile", SFT_ARGS, "another"),
-    Case("model.base", base_model, FOLDER),
+    Case("model.base", base_model, str(FOLDER)),
     Case("model.revision", base_model, "v2", {"model.base": "some/model"}),
     Case("model.max_length", SFT_ARGS, 2048),
     Case("model.gradient_checkpointing", loading, given={"model.backend": "unsloth"}),
@@ -454,7 +439,7 @@ CASES = [
     Case("opd.teacher", "the check of the teacher: test_opd"),
     Case("opd.max_prompt_length", rows, 20),
     Case("opd.*", OPD_ARGS),
-    *of("inference", questions, test="FOLDER/test.csv", test_rows=None),
+    *of("inference", questions, test=str(FOLDER / "test.csv"), test_rows=None),
     Case("inference.tags.think_start", asked, "<b>", {"inference.thinking": False}),
     Case("inference.tags.*", asked, "<b>"),
     Case("inference.variants.share", asked, 0.25, VARIANT),
@@ -479,23 +464,18 @@ CASES = [
     Case("training.log_to", SFT_ARGS, "tensorboard"),
     *of("training", "when a stage stops: test_training", time_limit_s=None, disk_gb=None),
     Case("training.push_*", "where a model goes: test_push"),
-    Case("training.cache_dir", hub_cache, FOLDER),
+    Case("training.cache_dir", hub_cache, str(FOLDER)),
 ]
 
 
-def fill(value: Any, folder: Path) -> Any:
-    """A value with the folder of the files in the place of FOLDER."""
-    return json.loads(json.dumps(value).replace(FOLDER, str(folder)))
-
-
-def prepared(key: str, case: Case, folder: Path) -> dict[str, Any]:
+def prepared(key: str, case: Case) -> dict[str, Any]:
     """The profile's values in which `key` counts."""
     values = deepcopy(BASE)
     if key.startswith("grpo.rewards."):  # case.given may say more
         values["grpo"]["rewards"] = {key.split(".")[2]: {}}
     for name, value in case.given.items():
         put(values, name, value)
-    return fill(values, folder)
+    return values
 
 
 def case_of(key: str) -> Case | None:
@@ -504,28 +484,23 @@ def case_of(key: str) -> Case | None:
 
 SEEN: dict[tuple[Any, str], Any] = {}  # what was seen, by what looked and at which profile
 STEADY: set[Any] = {hub_cache}  # what saw the same when it looked twice; a process takes a second
-WALK = [
-    pytest.param(key, marks=[pytest.mark.train] * bool((case := case_of(key)) and case.slow)) for key in KEYS
-]
+SLOW = [case.keys for case in CASES if case.observe in (sft_order, vllm)]  # trains, or loads vLLM
+WALK = [pytest.param(key, marks=[pytest.mark.train] * any(fnmatch(key, of) for of in SLOW)) for key in KEYS]
 
 
 @pytest.mark.parametrize("key", WALK)
-def test_a_key_changes_what_it_names(key, folder):
+def test_a_key_changes_what_it_names(key):
     case = case_of(key)
     assert case, f"{key}: no case says what it changes"
     name = key.rpartition(".")[2]
     if isinstance(case.observe, str):
-        texts = [
-            Path(__file__).with_name(f"{test}.py").read_text()
-            for test in re.findall(r"\btest_\w+", case.observe)
-        ]
-        assert re.search(rf"\b{name}\b", "".join(texts)), f"{key}: {case.observe} does not set it"
+        files = [Path(__file__).with_name(f"{test}.py") for test in re.findall(r"\btest_\w+", case.observe)]
+        texts = "".join(file.read_text() for file in files)
+        assert re.search(rf"\b{name}\b", texts), f"{key}: {case.observe} does not set it"
         return
-    values = prepared(key, case, folder)
+    values = prepared(key, case)
     before = config.parse(values, "walk")
-    value = other(KEYS[key], get(before, key)) if case.value is None else fill(case.value, folder)
-    if isinstance(value, str):
-        value = value.replace("*", name)
+    value = other(KEYS[key], get(before, key)) if case.value is None else case.value
     put(values, key, value)
     if case.observe is None:
         with pytest.raises(AimoError, match=f"{key}: has no effect"):
@@ -535,7 +510,7 @@ def test_a_key_changes_what_it_names(key, folder):
     def seen(profile: config.Profile) -> Any:
         """What is observed; for a value that is refused, why."""
         try:
-            return case.observe(profile, folder)
+            return case.observe(profile)
         except AimoError as e:
             return str(e)
 
@@ -549,14 +524,13 @@ def test_a_key_changes_what_it_names(key, folder):
 
 
 @pytest.mark.parametrize("look", [rows, SFT_ARGS, GRPO_ARGS, DPO_ARGS, OPD_ARGS, asked])
-def test_the_seed_reaches_every_stage(look, folder):
-    values = fill(BASE, folder)
-    seen = [look(config.parse(values | {"seed": seed}, "walk"), folder) for seed in (0, 0, 1)]
+def test_the_seed_reaches_every_stage(look):
+    seen = [look(config.parse(BASE | {"seed": seed}, "walk")) for seed in (0, 0, 1)]
     assert seen[0] == seen[1] != seen[2]
 
 
-def test_every_sample_of_a_question_has_a_seed_of_its_own(folder):
-    asked(config.parse(fill(BASE, folder), "walk"), folder)
+def test_every_sample_of_a_question_has_a_seed_of_its_own():
+    asked(config.parse(BASE, "walk"))
     first = min((body["prompt"] for body in BODIES), key=len)  # others are asked again, to force an answer
     seeds = [body["seed"] for body in BODIES if body["prompt"] == first]
     assert len(set(seeds)) == len(seeds) == 8
