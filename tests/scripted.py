@@ -50,7 +50,7 @@ class Scripted:
     def __init__(self, write: Callable[[int, str], Any], **settings: Any):
         self.write, self.tokenizer, self.loop = write, Letters(), BackgroundLoop()
         self.settings = replace(Settings(tags=THINK, thinking=False, samples=8), **settings)
-        self.requests, self.respawned, self.prompts = itertools.count(), 0, []
+        self.requests, self.prompts = itertools.count(), []
 
     async def sample(self, prompt, seed, settings, until=None):
         asked = self.tokenizer.decode(prompt)
@@ -74,7 +74,6 @@ class Scripted:
         return self.loop.run(coroutine, timeout)
 
     def respawn(self):
-        self.respawned += 1
         return self
 
     def __enter__(self):

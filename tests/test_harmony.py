@@ -67,25 +67,9 @@ def some_text(rng):
     return "".join(rng.choices(WORDS, k=rng.randint(1, 12)))
 
 
-def written_turn(rng, encoding, called):
-    """A turn as the library renders it: its messages, and the token ids that the model would write."""
-    thoughts = ["analysis", "commentary"]
-    channels = rng.choices(thoughts, k=rng.randint(0, 2))
-    channels.append(rng.choice(thoughts) if called else "final")
-    messages = [
-        oh.Message.from_role_and_content(oh.Role.ASSISTANT, some_text(rng)).with_channel(channel)
-        for channel in channels
-    ]
-    if called:
-        messages[-1] = messages[-1].with_recipient("python")
-        messages[-1] = messages[-1].with_content_type("code") if rng.random() < 0.5 else messages[-1]
-    ids = [token for one in messages for token in encoding.render(one)]
-    return messages, ids[2:] if called else [*ids[2:-1], harmony.RETURN]
-
-
 def test_ids_are_the_librarys_on_conversations_with_tools(encoding):
     rng = random.Random(0)
-    for _ in range(60):
+    for _ in range(30):
         effort = rng.choice(harmony.EFFORTS)
         system, problem = rng.choice(["", some_text(rng).strip()]), some_text(rng).strip()
         settings = replace(SETTINGS, system=system, chat_template_kwargs={"reasoning_effort": effort})
@@ -96,18 +80,21 @@ def test_ids_are_the_librarys_on_conversations_with_tools(encoding):
         if system:
             parts.insert(1, (oh.Role.DEVELOPER, oh.DeveloperContent.new().with_instructions(system)))
         theirs = [oh.Message.from_role_and_content(*part) for part in parts]
-        for turns_left in reversed(range(rng.randint(2, 6))):
+        for _ in range(rng.randint(1, 5)):
+            thought, asked = (
+                oh.Message.from_role_and_content(oh.Role.ASSISTANT, some_text(rng)).with_channel(channel)
+                for channel in ("analysis", rng.choice(["analysis", "commentary"]))
+            )
+            asked = asked.with_recipient("python").with_content_type("code")
+            ids = [*encoding.render(thought), *encoding.render(asked)][2:]
+            call = ours.find_call(Completion(encoding.decode(ids[:-1]), ids, True))
+            assert call and call.code == asked.content[0].text and not ours.count_malformed(ids)
+            output = rng.choice([some_text(rng), "42"])
+            ours.reply(call, output)
+            result = oh.Message.from_author_and_content(oh.Author.new(oh.Role.TOOL, "python"), output)
+            theirs += [thought, asked, result.with_recipient("assistant").with_channel(asked.channel)]
             whole = oh.Conversation.from_messages(theirs)
             assert ours.ids == encoding.render_conversation_for_completion(whole, oh.Role.ASSISTANT)
-            if turns_left:
-                messages, ids = written_turn(rng, encoding, called=True)
-                call = ours.find_call(Completion(encoding.decode(ids[:-1]), ids, True))
-                assert call and call.code == messages[-1].content[0].text and not ours.count_malformed(ids)
-                output = rng.choice([some_text(rng), "42"])
-                ours.reply(call, output)
-                result = oh.Message.from_author_and_content(oh.Author.new(oh.Role.TOOL, "python"), output)
-                channel = messages[-1].channel
-                theirs += [*messages, result.with_recipient("assistant").with_channel(channel)]
 
 
 def mutate(rng, ids):
@@ -121,10 +108,9 @@ def mutate(rng, ids):
     return ids
 
 
-def test_broken_streams_are_survived(encoding, streams=1000):
-    rng, refused = random.Random(2), 0
-    turns = [written_turn(rng, encoding, called=i % 3 > 0)[1] for i in range(300)]
-    for i in range(streams):
+def test_broken_streams_are_survived(encoding):
+    rng, turns = random.Random(2), [ids_of(encoding, text) for text, *_ in WRITTEN]
+    for i in range(1000):
         ids = mutate(rng, rng.choice(turns) + rng.choice(turns))
         talk = begin(encoding, with_tools=i % 3 > 0)
         before, text = talk.ids, harmony.decode_ids(encoding, ids)
@@ -134,11 +120,6 @@ def test_broken_streams_are_survived(encoding, streams=1000):
             assert talk.ids[: len(before)] == before and talk.ids[-2:] == harmony.TURN
         forced = text + talk.forced_ending(text, True) + "7}"
         assert extract(forced, HARMONY) == "7" and AnswerWatch(int_of, HARMONY, True).find(forced + AFTER)
-        try:
-            encoding.parse_messages_from_completion_tokens(ids, oh.Role.ASSISTANT)
-        except Exception:
-            refused += 1
-    assert refused > 0.3 * streams  # by the library's own parser
 
 
 WRITTEN = [  # a turn, the program in it, and its faults
@@ -295,11 +276,7 @@ def gpt_oss(tmp_path_factory, encoding, shared):
     config = GptOssConfig(
         **dict(vocab_size=harmony.TOKENS, hidden_size=64, intermediate_size=64, num_hidden_layers=2),
         **dict(num_local_experts=4, num_experts_per_tok=2, num_attention_heads=2, num_key_value_heads=1),
-        **dict(head_dim=32, sliding_window=128, max_position_embeddings=2048),
-        rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 2.0, "truncate": False}
-        | {"original_max_position_embeddings": 1024, "beta_fast": 32.0, "beta_slow": 1.0},
-        layer_types=["sliding_attention", "full_attention"],
-        eos_token_id=harmony.RETURN,
+        **dict(head_dim=32, sliding_window=128, eos_token_id=harmony.RETURN),
     )
     torch.manual_seed(0)
     model = GptOssForCausalLM(config).to(torch.bfloat16)
@@ -359,7 +336,9 @@ def test_a_sample_calls_python_reads_its_output_and_answers(served, tools, last,
 
 @pytest.mark.engine
 def test_a_random_model_of_the_architecture_is_sampled_over_turns_in_vllm(gpt_oss):
-    settings = resolve_settings(gpt_oss, {"tools": 1.0, "max_tokens": 200, "tool_turns": 4})
+    settings = resolve_settings(
+        gpt_oss, {"tools": 1.0, "max_tokens": 200, "tool_turns": 4, "max_length": 2048}
+    )
     assert settings.format == "harmony" and settings.tags == HARMONY
     with Engine(gpt_oss, settings) as engine:
         s = solve_problem(engine, "What is 6 x 7?", num_samples=16, kind=Integer(0, 999), policy=EXACT)

@@ -14,12 +14,10 @@ from aimo.inference.answers import Integer
 from aimo.inference.errors import AimoError
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.sample import End
-from aimo.inference.sandbox import Programs
 from aimo.inference.solver import solve_problem
 from aimo.inference.tool_calls import find_tool_parser
 from aimo.inference.voting import EXACT
 
-SECONDS = 30.0  # no program here comes near it
 PROGRAM = "Let us compute.\n```python\nprint(6 * 7)\n```\n"
 ANSWER = "So \\boxed{42}\x03"
 
@@ -34,52 +32,38 @@ def then(first, later, read="```output", **settings):
     return Scripted(lambda _, prompt: later if read in prompt else first, **{"tools": 1.0} | settings)
 
 
-def test_variables_live_on_in_a_sample_and_in_no_other_and_long_output_is_cut_in_the_middle():
-    one, other = Programs(SECONDS), Programs(SECONDS)
-    one.run("x = 7")
-    assert one.run("x").shown == "7"
-    failed = other.run("print('before')\nx")
-    assert failed.shown.startswith("before") and "NameError" in failed.shown and not failed.ok
-    shown = one.run("print('a' * 5000 + 'b' * 5000)").shown
-    assert re.fullmatch(r"a{2000}\n\[… 6,001 characters left out …\]\nb{1999}", shown)
-    one.close()
-    other.close()
-
-
 def called(code, form='{{"name": "python", "arguments": {{"code": "{}"}}}}\n'):
     """A call as Qwen writes it, with whatever the model puts into its JSON."""
     return f"<tool_call>\n{form.format(code)}</tool_call>\x03"
 
 
-PROGRAMS = {
-    "```python\nprint(6 * 7)\n```": "42",
-    "```python \t\nprint(6 * 7)\n```": "42",
-    "```python\r\nx = 6\r\nprint(x * 7)\r\n```\r\n": "42",
-    "~~~python\nprint(6 * 7)\n~~~\n": "42",
-    "```{.python}\nprint(6 * 7)\n```": "42",
-    "```python\nprint(6 * 7)```\n and so on": "42",
-    "1. We compute\n   ```python\n   x = 6\n   print(x * 7)\n   ```\n": "42",
-    "```python\nprint('```')\nprint(6 * 7)\n```": "42",
-    "```python\nprint(6 * 7)\x03": "42",  # ends before the fence does
-    called("print(6 * 7)"): "42",
-    called(r"x = 6 * 7\nprint(x)"): "42",
-    called("print(len(r'\\alpha \\frac\\d') * 3)"): "42",
-    called("import re\\nprint(''.join(re.findall(r'\\d', 'a4b2')))"): "42",
-    called('print("4" + "2")'): "42",
-    called("print('</tool_call>' and 42)"): "42",
-    called("print(6 * 7)").replace("}}", "}"): "42",
-    called("print(6 * 7)", '{{"code": "{0}"}}\n{{"code": "print(1)"}}'): "42",
-    called("print(6 * 7)", '{{"name": "python", "arguments": "{{\\"code\\": \\"{0}\\"}}"}}'): "42",
-    called("print(6 * 7)", "<function=python>\n<parameter=code>\n{0}\n</parameter>\n</function>\n"): "42",
-    '{"name": "python", "arguments": {"code": "print(6 * 7)"}}\x03': "42",
-    called("print(6 * 7)", "{{'name': 'python', 'arguments': {{'code': '{0}'}}}}"): "42",
-    called("print(6 * 7)", '{{"name": "python", "arguments": {{"code": "{0}",}},}}'): "42",
-    called("print(6 * 7)", '```json\n{{"name": "python", "arguments": {{"code": "{0}"}}}}\n```\n'): "42",
-    called("print(6 * 7)", "```python\n{0}\n```\n"): "42",
-    called("print(6 * 7)", '{{"function": {{"name": "python", "arguments": {{"code": "{0}"}}}}}}'): "42",
-    called("", "{{'name': python}}{0}"): "SyntaxError",
-    called("", '{{"name": "python"}}{0}'): "TypeError",
-}  # fmt: skip
+PROGRAMS = [
+    "```python \t\nprint(6 * 7)\n```",
+    "```python\r\nx = 6\r\nprint(x * 7)\r\n```\r\n",
+    "~~~Python3\nprint(6 * 7)\n~~~\n",
+    "```{.python}\nprint(6 * 7)\n```",
+    "```python\nprint(6 * 7)```\n and so on",
+    "1. We compute\n   ```python\n   x = 6\n   print(x * 7)\n   ```\n",
+    "```python\nprint('```')\nprint(6 * 7)\n```",
+    "```python\nprint(6 * 7)\x03",  # ends before the fence does
+    called(r"x = 6 * 7\nprint(x)"),
+    called("print(len(r'\\alpha \\frac\\d') * 3)"),
+    called("import re\\nprint(''.join(re.findall(r'\\d', 'a4b2')))"),
+    called('print("4" + "2")'),
+    called("print('</tool_call>' and 42)"),
+    called("print(6 * 7)").replace("}}", "}"),
+    called("print(6 * 7)", '{{"code": "{0}"}}\n{{"code": "print(1)"}}'),
+    called("print(6 * 7)", '{{"name": "python", "arguments": "{{\\"code\\": \\"{0}\\"}}"}}'),
+    called("print(6 * 7)", "<function=python>\n<parameter=code>\n{0}\n</parameter>\n</function>\n"),
+    '{"name": "python", "arguments": {"code": "print(6 * 7)"}}\x03',
+    called("print(6 * 7)", "{{'name': 'python', 'arguments': {{'code': '{0}'}}}}"),
+    called("print(6 * 7)", '{{"name": "python", "arguments": {{"code": "{0}",}},}}'),
+    called("print(6 * 7)", '```json\n{{"name": "python", "arguments": {{"code": "{0}"}}}}\n```\n'),
+    called("print(6 * 7)", "```python\n{0}\n```\n"),
+    called("print(6 * 7)", '{{"function": {{"name": "python", "arguments": {{"code": "{0}"}}}}}}'),
+    called("", "{{'name': python}}{0}"),  # SyntaxError
+    called("", '{{"name": "python"}}{0}'),  # TypeError
+]
 
 
 @pytest.mark.parametrize("call", PROGRAMS)
@@ -88,7 +72,8 @@ def test_a_program_is_run_however_it_is_written_or_the_model_is_told(call):
     sampler = then(f"Let us see. {call}", ANSWER)
     solution = ask(sampler)
     assert solution.answer == 42 and solution.samples[0].turns == 1, solution
-    assert PROGRAMS[call] in sampler.prompts[1].split("```output")[1]
+    output = sampler.prompts[1].split("```output")[1]
+    assert "42" in output if "print" in call else re.search("(Syntax|Type)Error", output)
 
 
 @pytest.mark.parametrize("text", ["```pycon\n>>> 1\n```", "```\nprint(1)\n```", "I could call <tool_call>."])
