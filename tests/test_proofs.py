@@ -161,7 +161,7 @@ def test_repetition_is_dropped_and_asked_again_once():
     sampler = scripted(prove=[loop, "Sound.\x03", "Also sound.\x03"], counts={"verifiers": 0, "selectors": 0})
     solution = prove_problem(sampler, "?", KIND)
     first = min(solution.samples, key=lambda sample: sample.index)
-    assert first.end is End.REPETITION and first.answer is None
+    assert first.end is End.REPETITION and first.answer is None and first.tokens < 5000
     assert solution.answer == "Sound." and len(sampler.prompts) == 3
 
 
@@ -199,7 +199,7 @@ def test_another_engine_goes_on_with_what_a_dead_one_left_in_the_journal(tmp_pat
 
     dying.write = die
     solution = prove_problem(dying, "?", KIND, keep=lambda one: journal.add("a", "?", one))
-    assert solution.stop is Stop.FAILED and solution.answer == "Bad proof."
+    assert solution.stop is Stop.FAILED and solution.answer == "Bad proof." and "died" in solution.note
     for left in solution, Journal(path, "m", kind=KIND).recall("a", "?"):
         other = scripted(**GOOD)
         assert prove_problem(other, "?", KIND, solution=left).answer == "Better proof."
