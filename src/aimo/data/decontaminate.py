@@ -91,19 +91,15 @@ def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Seri
     problems.
     """
     # 64 hashes in 16 bands of 4: a pair at a Jaccard of 0.8 meets in some band with a chance of 0.9998.
-    index = RMinHashLSH(threshold, 64, 16)
-
-    def is_near(text: str, other: str) -> bool:
-        if sorted(re.findall(r"\d+", text)) != sorted(re.findall(r"\d+", other)):
-            return False
-        mine, theirs = shingles(text), shingles(other)
-        return len(mine & theirs) >= threshold * len(mine | theirs)
-
-    near = []
+    index, near = RMinHashLSH(threshold, 64, 16), list[bool]()
     for i, text in enumerate(problems):
+        mine, numbers = shingles(text), sorted(re.findall(r"\d+", text))
         sketch = RMinHash(64, seed)
-        sketch.update(list(shingles(text)))
-        near.append(any(is_near(text, problems[j]) for j in index.query(sketch)))
+        sketch.update(list(mine))
+        earlier = [problems[j] for j in index.query(sketch)]
+        earlier = [other for other in earlier if sorted(re.findall(r"\d+", other)) == numbers]
+        others = map(shingles, earlier)
+        near.append(any(len(mine & theirs) >= threshold * len(mine | theirs) for theirs in others))
         if not near[-1]:
             index.insert(i, sketch)
     return pl.Series(near, dtype=pl.Boolean)

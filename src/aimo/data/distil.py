@@ -281,7 +281,7 @@ def distil(
             missing = np.ones((len(rows), wanted.num_generations), bool)
             ids = [text.encode(errors="backslashreplace") for text in rows["id"]]
             keys = [hashlib.sha256(text).hexdigest()[:16] for text in ids]
-            places = {key: row for row, key in enumerate(keys)}
+            places, asked = {key: row for row, key in enumerate(keys)}, rows.drop("id")
             for sample in file:
                 row, number = places.get(str(sample.get("key"))), sample.get("sample")
                 if row is not None and isinstance(number, int) and 0 <= number < wanted.num_generations:
@@ -292,7 +292,7 @@ def distil(
 
             async def work() -> None:
                 for row, number in jobs:  # one iterator for all workers
-                    known = rows.drop("id").row(row, named=True)
+                    known = asked.row(row, named=True)
                     try:
                         sample = await sample_of(known["problem"], number, servers, wanted, seed, tags)
                     except SampleError as e:

@@ -82,15 +82,15 @@ def load_sets(profile: Profile, run_dir: Path | None = None) -> Sets:
 
     The source `distil` is what that stage has kept in the run's folder.
     """
-
-    def located(source: Any) -> Any:
-        if source.source != "distil" or run_dir is None:
-            return source
-        return replace(source, source=str(run_dir / STAGES["distil"].product), preset="aimo reject")
-
     sets = Sets()
     for name, wanted in sets_of(profile).items():
-        wanted = replace(located(wanted), mixture=[located(part) for part in wanted.mixture])
+        if run_dir:
+            kept: dict[str, Any] = {
+                "source": str(run_dir / STAGES["distil"].product),
+                "preset": "aimo reject",
+            }
+            parts = [replace(part, **kept) if part.source == "distil" else part for part in wanted.mixture]
+            wanted = replace(wanted, mixture=parts, **(kept if wanted.source == "distil" else {}))
         sets.rows[name], notes = sources.load_mixture(wanted, profile.seed, f"data.{name}", profile.rules)
         sets.dropped[name], sets.repaired[name] = notes.dropped, notes.repaired
         sets.read[name] = len(sets.rows[name]) + sets.dropped[name].total()

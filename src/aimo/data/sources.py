@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import polars as pl
 import yaml
@@ -26,7 +26,6 @@ from aimo.inference.competitions import Competition, with_options
 from aimo.inference.errors import AimoError
 from aimo.inference.files import Table
 
-T = TypeVar("T")
 # The columns of every table; one that a source does not have is null.
 SCHEMA = {
     "problem": pl.String, "answer": pl.String, "solution": pl.String, "correct": pl.Boolean,
@@ -278,9 +277,7 @@ def files_of(path: Path, source: Source, preset: Preset, where: str) -> Sequence
     return found
 
 
-def choose_part(
-    options: Mapping[str, T], wanted: str | None, usual: Sequence[str | None], key: str, path: Path
-) -> T:
+def choose_part(options: Mapping[str, Any], wanted: str | None, usual: Any, key: str, path: Path) -> Any:
     """Return the option that a profile's key wants; else the first usual one, or the only one."""
     known = ", ".join(options) or "none"
     if wanted and wanted not in options:
