@@ -480,18 +480,13 @@ def test_leakage_asks_nobody_for_sets_that_a_card_names_unless_told_to(tmp_path,
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     text = "How many apples has Tom when he buys five and eats two?"
     rows = write_rows(tmp_path / "rows.jsonl", {"problem": text, "answer": "3"})
-    made = datasets.load_dataset("json", name="default", data_files=str(rows), cache_dir=tmp_path / "made")
-    (kept,) = {Path(file["filename"]).parent for file in made["train"].cache_files}
-    there = tmp_path / "cache/someone___known/default/0.0.0" / kept.name
-    shutil.copytree(kept, there)
-    (there / "json-train.arrow").rename(there / "known-train.arrow")
-    asked.clear()
 
     def leakage(named, download=False):
         (tmp_path / "README.md").write_text(f"---\ndatasets:\n- {named}\n---\n\n# M\n")
         return benchmarks.check_leakage(tmp_path, {"x": [Question("q", text, "3")]}, download)["x"]
 
-    assert leakage(rows)["share"] == leakage("someone/known")["share"] == 1
+    assert leakage(rows)["share"] == 1
+    asked.clear()
     why = leakage("someone/unknown")["why"]
     assert "someone/unknown" in why and "--card-data" in why and asked == []
     assert not datasets.config.HF_HUB_OFFLINE and not huggingface_hub.constants.HF_HUB_OFFLINE

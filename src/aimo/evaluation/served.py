@@ -125,8 +125,8 @@ def compare(
 def check_engine(
     engine: Engine, stage: Path, bound: float | None = None, remedy: str | None = None
 ) -> float | None:
-    """Return what `compare` does of a `stage` whose folder or adapter vLLM serves; None where the stage kept
-    no log-probabilities, or vLLM was asked to compute other numbers."""
+    """Compare what vLLM serves, a `stage`'s folder or adapter, with what the stage trained; return the
+    difference, or None where the stage kept no log-probabilities or vLLM has to compute other numbers."""
     kept, asked = read_kept(stage), engine.settings.vllm
     if not kept or ASKED_FOR & asked.keys():
         return None

@@ -187,7 +187,7 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
         elif isinstance(one := entry.value, Sample):
             seconds = one.end_s - one.begin_s
             pace = max(1, one.tokens) / seconds if seconds > 0 else 1.0
-            # Each session has its own first of equal votes. What programs printed goes under them too.
+            # Sessions write equal votes differently: the first stands for all, in what programs printed too.
             answer = first_equal(one.answer, known.setdefault(entry.id, []), kind)
             printed = tuple(one.printed)
             for vote in (one.answer, answer) if answer is not None else ():
