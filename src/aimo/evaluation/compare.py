@@ -52,10 +52,7 @@ def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path)
     else:
         lines, record, page = of_evaluations(named, allowed)
     make_folder(folder)
-    try:
-        write_json(folder / "comparison.json", record)
-    except OSError as e:
-        raise AimoError(f"--run-dir {folder}: {e.strerror}; make room, or take another") from None
+    write_json(folder / "comparison.json", record)
     page(folder)
     pages.write_index(folder)
     return lines

@@ -35,7 +35,7 @@ from aimo.inference.errors import AimoError, EngineError
 from aimo.inference.model_folder import identity
 from aimo.inference.prompts import Sampler
 from aimo.inference.settings import SETTINGS, Settings, guess_tags, resolve_settings
-from aimo.inference.storage import KEPT, read_json, write_json, write_whole
+from aimo.inference.storage import read_json, write_json, write_whole
 from aimo.report import pages
 from aimo.run.progress import counting
 from aimo.run.runs import Run, lock, unlock
@@ -137,8 +137,6 @@ def evaluate_model(wanted: Wanted, start: Callable[[Settings], Sampler], folder:
             others[name] = {"lighteval": rows[0] if rows else {}, "command": shlex.join(command)}
         found |= {name: scores.score(one.header, list(one.traces.values())) for name, one in sampled.items()}
         write_results(wanted, found, others, folder)
-    except OSError as e:
-        raise AimoError(f"{folder}: {e.strerror}; {KEPT}") from None
     finally:
         unlock(folder)
     return found
