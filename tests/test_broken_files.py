@@ -88,21 +88,18 @@ def test_a_broken_file_of_samples_is_refused_in_one_line_or_replayed(tmp_path, k
     refuses_breaks(path, line, read, 3)
 
 
-@pytest.mark.parametrize(
-    "content, told",
-    [
-        (b"id,answer\nq,2\nr,\n", "the answer of 'r' is ''; give it one"),
-        (b"id,reply\nq,2\n", "has no column 'answer'"),
-        (b"", "golds.csv"),
-        (b"id,answer\nq," + b"1" * 5000, "golds.csv"),
-    ],
-)
-def test_golds_are_read_as_all_tables_are(tmp_path, content, told):
-    (tmp_path / "golds.csv").write_bytes(b"\xef\xbb\xbfid;answer\r\nq;2\r\n")
-    assert traces.read_gold_file(tmp_path / "golds.csv") == {"q": 2}
-    (tmp_path / "golds.csv").write_bytes(content)
-    with pytest.raises(AimoError, match=told):
-        traces.read_gold_file(tmp_path / "golds.csv")
+def test_golds_are_read_as_all_tables_are(tmp_path):
+    golds = tmp_path / "golds.csv"
+    golds.write_bytes(b"\xef\xbb\xbfid;answer\r\nq;2\r\n")
+    assert traces.read_gold_file(golds) == {"q": 2}
+    for content, told in (
+        ("id,answer\nq,2\nr,\n", "the answer of 'r' is ''; give it one"),
+        ("id,reply\nq,2\n", "has no column 'answer'"),
+        ("id,answer\nq," + "1" * 5000, "golds.csv"),
+    ):
+        golds.write_text(content)
+        with pytest.raises(AimoError, match=told):
+            traces.read_gold_file(golds)
 
 
 @pytest.mark.slow

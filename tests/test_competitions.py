@@ -3,7 +3,6 @@
 import json
 import shlex
 import shutil
-from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -130,8 +129,7 @@ def replayed(path, golds, *kind):
 @pytest.mark.parametrize("name", THREE)
 def test_a_competition_of_ten_lines_goes_from_questions_to_a_file_that_its_metric_scores(tmp_path, name):
     rules, test, sampler, expected = laid_out(tmp_path, name)
-    out = tmp_path / "submission.csv"
-    solutions = answer_file(sampler, test, out, 0, str(rules))
+    solutions = answer_file(sampler, test, out := tmp_path / "submission.csv", 0, str(rules))
     table = pl.read_csv(out, infer_schema=False)
     assert table.columns == ["row_id", "prediction"] and table["row_id"].to_list() == ["7", "8", "9"]
     assert all(map(is_near, table["prediction"], expected))
@@ -143,25 +141,14 @@ def test_a_competition_of_ten_lines_goes_from_questions_to_a_file_that_its_metri
 
 
 @pytest.mark.parametrize("name", THREE)
-def test_public_traces_and_journals_of_two_sessions_are_replayed_by_the_competition_s_equality(
-    tmp_path, name
-):
+def test_public_traces_are_replayed_by_the_competition_s_equality(tmp_path, name):
     rules, test, *_ = laid_out(tmp_path, name)
-    golds, public = golds_of(test), tmp_path / "public.jsonl"
-    rows = [
-        {"id": id_, "answer": gold, "samples": [{"text": text} for text in texts]}
-        for (id_, gold), texts in zip(golds.items(), THREE[name][2].values(), strict=True)
-    ]
-    public.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    public, said = tmp_path / "public.jsonl", THREE[name][2].values()
+    for (id_, gold), texts in zip(golds_of(test).items(), said, strict=True):
+        row = {"id": id_, "answer": gold, "samples": [{"text": text} for text in texts]}
+        public.open("a").write(json.dumps(row) + "\n")
     assert replayed(public, None, read_competition(rules).answer) == {"7": True, "8": True, "9": False}
     assert "public: 3 questions" in here("replay", public, "--competition", rules, "--draws", "2").stdout
-    # Two sessions, whose first answers are written in two ways.
-    for session in (1, 2):
-        turned = {key: texts[session:] + texts[:session] for key, texts in THREE[name][2].items()}
-        answer_file(script(turned), test, tmp_path / f"s{session}.csv", session, str(rules))
-    (read,) = traces.read_traces([tmp_path / f"s{session}.journal.jsonl" for session in (1, 2)], golds)
-    votes = Counter(sample.answer for sample in read.questions[0].ours)
-    assert max(votes.values()) >= 4, "equal answers of both sessions are one group"
 
 
 @pytest.mark.parametrize(

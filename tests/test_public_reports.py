@@ -14,8 +14,10 @@ import jupytext
 import polars as pl
 import pytest
 from conftest import ROOT, TINY
+from model_server import standing
 from scripted import Scripted
 from test_kaggle_check import kernel_with
+from test_server_faults import WHOLE, sample
 
 from aimo import config, pipeline
 from aimo.config import Columns, Source
@@ -30,6 +32,7 @@ from aimo.inference.local import read_questions
 from aimo.inference.model_folder import read_tokenizer
 from aimo.inference.prompts import check_template
 from aimo.inference.sample import End
+from aimo.inference.server import Server
 from aimo.inference.settings import Settings
 from aimo.inference.solver import solve_problem
 from aimo.inference.vllm_process import context_limit
@@ -458,26 +461,6 @@ def G01(case):
 
 
 def G02(case):
-    """In place of a stream, and in place of a chat completion, both counted as faults and asked for again."""
-    import test_distil
-    import test_server_faults
-    from conftest import TINY
-    from model_server import standing
-
-    from aimo.inference.server import Server
-
     body = case["input"].split(" in place")[0]
-    replies = [body, test_server_faults.WHOLE]
-    with standing(lambda _, n: replies[n]) as stand, Server([stand.url], TINY) as client:
-        assert test_server_faults.sample(client).text == "42" and len(stand.bodies) == 2
-    problems = Path("problems.jsonl")
-    problems.write_text('{"problem": "1 + 1?", "answer": "2"}\n')
-    asked = []
-
-    def answer(sent, number):
-        asked.append(number)
-        return test_distil.reply() if len(asked) > 1 else body
-
-    with test_distil.serving(answer) as server:
-        tally, rows = test_distil.sampled(problems, server, retries=1)
-    assert len(rows) >= 1 and len(asked) > len(rows) and not tally.failed
+    with standing(lambda _, n: [body, WHOLE][n]) as stand, Server([stand.url], TINY) as client:
+        assert sample(client).text == "42" and len(stand.bodies) == 2
