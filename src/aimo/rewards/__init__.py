@@ -76,7 +76,7 @@ class IoiCode(Reward):
 
 @dataclass(config=strict)
 class CfCode(IoiCode):
-    """`cf_code`: besides, what a program is worth."""
+    """`cf_code`: in addition, how tests make a score."""
 
     # Whether all tests pass, the share that passes, or the first plus a tenth of the second
     scoring_mode: Literal["pass_fail", "partial", "weighted_sum"] = "weighted_sum"

@@ -39,7 +39,7 @@ from aimo.run.progress import CellBar
 # Environment variables: the folders, one a line, that this process or one above it has locked; and the time,
 # on the monotonic clock, before which a stage stops and saves.
 LOCKED, SESSION_END = "AIMO_LOCKED", "AIMO_SESSION_END"
-SESSION_OVER = "the end of the session"  # why such a stage stopped, in its record: `aimo.pipeline` goes on
+SESSION_OVER = "the end of the session"  # in the record of such a stage, which `aimo.pipeline` continues
 # The keys of a record that are numbers.
 FIGURE = re.compile(r"@|^(format|mean_tokens|mean_loss|seconds|steps|total_flos)$|_per_second$")
 
