@@ -6,8 +6,8 @@ that change with it. What other libraries call a key is what the error message a
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Iterable
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -139,30 +139,21 @@ WORDS = {
 }
 
 
-def main() -> None:
-    quiet()
-    PAGE.write_text(page(), encoding="utf-8")
-
-
 def page() -> str:
-    return "\n".join([INTRO, *map(section, TABLES), rewards()])
-
-
-def section(table: Table) -> str:
-    names = own_keys(table.section)
-    rows = [row(table.section, key, table.prefix + key) for key in names]
-    text = [table.text] if table.text else []
-    return "\n\n".join([table.heading, *text, as_table(HEADS, rows)]) + "\n"
-
-
-def rewards() -> str:
+    parts = [INTRO]
+    for table in TABLES:
+        # The keys that a dataclass adds to those of its parents, or gives another default.
+        own = [f.name for f in fields(table.section) if f.name in vars(table.section)["__annotations__"]]
+        rows = [row(table.section, key, table.prefix + key) for key in own]
+        parts.append("\n\n".join([table.heading, *filter(None, [table.text]), as_table(HEADS, rows)]) + "\n")
     rows = []
     for name, reward in REWARDS.items():
         for option in ("weight", *reward.option_names) if name == "accuracy" else reward.option_names:
             first, *rest = row(reward.options, option, f"grpo.rewards.{name}.{option}")
             rows.append(["any" if name == "accuracy" else f"`{name}`", first, *rest[:-2]])
     text = "Keys of `grpo.rewards.NAME`; [rewards.md](rewards.md) says what each reward gives."
-    return "\n\n".join(["## rewards", text, as_table(("reward", *HEADS[:-2]), rows)]) + "\n"
+    parts.append("\n\n".join(["## rewards", text, as_table(("reward", *HEADS[:-2]), rows)]) + "\n")
+    return "\n".join(parts)
 
 
 def as_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -171,24 +162,41 @@ def as_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def row(section: type, key: str, dotted: str) -> list[str]:
+    """The cells of HEADS."""
     (chosen,) = (f for f in fields(section) if f.name == key)
     hint = get_type_hints(section, include_extras=True)[key]
     unit = next((unit for unit, names in UNITS.items() if key in names.split()), "")
     kind = ", ".join(filter(None, [words(hint), unit]))
+    value = chosen.default if chosen.default_factory is MISSING else chosen.default_factory()
+    default = (
+        f"`{json.dumps(value, ensure_ascii=False, default=vars)}`" if value is not MISSING else "required"
+    )
+    default = "its defaults" if is_dataclass(value) else default
     meaning = next(said[key] for base in section.__mro__ if key in (said := reading.meanings(base)))
-    cells = f"`{key}`", kind, default(chosen), meaning, reaches(dotted), elsewhere(dotted)
+
+    # What other libraries call the key.
+    place, _, last = dotted.rpartition(".")
+    elsewhere = [
+        f"`{other}`"
+        for other, ours in reading.ALIASES["keys"].items()
+        for our in ours.split()
+        if our == dotted or (our == last and f"{place}.{our}" in KNOWN)
+    ]
+    cells = f"`{key}`", kind, default, meaning, reaches(dotted), ", ".join(elsewhere)
     return [cell.replace("|", "\\|") for cell in cells]
 
 
-def own_keys(section: type) -> list[str]:
-    """The keys that a dataclass adds to those of its parents, or gives another default."""
-    return [f.name for f in fields(section) if f.name in vars(section).get("__annotations__", {})]
-
-
 def words(hint: Any) -> str:
+    """A type in words."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return bounded(words(parts[0]), list(constraints(parts[1:])))
+        limits = [one for item in parts[1:] for one in (item.metadata if isinstance(item, FieldInfo) else ())]
+        signs = {"gt": "> ", "ge": "≥ ", "lt": "< ", "le": "≤ "}
+        bounds = [f"{signs[n]}{getattr(limit, n)}" for limit in limits for n in signs if hasattr(limit, n)]
+        text = f"{words(parts[0])} {' and '.join(bounds)}".strip()
+        text += "".join(", not empty" for limit in limits if hasattr(limit, "min_length"))
+        patterns = [limit.pattern.replace("\\", "") for limit in limits if hasattr(limit, "pattern")]
+        return text + "".join(f" with `{pattern}`" for pattern in patterns)
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in parts)
     if origin in (Union, UnionType):
@@ -199,84 +207,36 @@ def words(hint: Any) -> str:
         return f"list of: {words(parts[0])}"
     if origin is dict:
         return "keys and values"
-    return f"[section](#{anchor(hint)})" if is_dataclass(hint) else WORDS[hint]
-
-
-def anchor(section: Any) -> str:
-    """Where on the page the keys of a dataclass stand."""
-    if section is config.Inference:
-        section = settings.Settings
-    return next(table.heading for table in TABLES if table.section is section).strip("# ").lower()
-
-
-def constraints(metadata: Iterable[Any]) -> Iterator[Any]:
-    for item in metadata:
-        yield from item.metadata if isinstance(item, FieldInfo) else ()
-
-
-def bounded(word: str, limits: list[Any]) -> str:
-    signs = {"gt": "> ", "ge": "≥ ", "lt": "< ", "le": "≤ "}
-    found = [
-        f"{signs[name]}{getattr(limit, name)}" for limit in limits for name in signs if hasattr(limit, name)
-    ]
-    text = f"{word} {' and '.join(found)}".strip()
-    text += "".join(", not empty" for limit in limits if hasattr(limit, "min_length"))
-    patterns = [limit.pattern.replace("\\", "") for limit in limits if hasattr(limit, "pattern")]
-    return text + "".join(f" with `{pattern}`" for pattern in patterns)
-
-
-def default(key: Field[Any]) -> str:
-    """The default of a key as YAML has it."""
-    if key.default is not MISSING:
-        value = key.default
-    elif key.default_factory is not MISSING:
-        value = key.default_factory()
-    else:
-        return "required"
-    if is_dataclass(value):
-        return "its defaults"
-    return f"`{json.dumps(value, ensure_ascii=False, default=vars)}`"
+    if not is_dataclass(hint):
+        return WORDS[hint]
+    section: Any = settings.Settings if hint is config.Inference else hint
+    heading = next(table.heading for table in TABLES if table.section is section)
+    return f"[section](#{heading.strip('# ').lower()})"
 
 
 def reaches(key: str) -> str:
-    """What a key changes."""
+    """What a key changes; of a key of TRL's configuration, the fields that change with it."""
     key = key if key in schema.KEYS else key.replace("data.sft", "distil")
     case = schema.case_of(key)
     if case is None or key not in schema.KEYS:
         return ""
     if key.endswith(".trl"):
         return "TRL: the same names"
-    if case.observe in (schema.SFT_ARGS, schema.GRPO_ARGS, schema.DPO_ARGS, schema.OPD_ARGS):
-        return "TRL: " + ", ".join(f"`{name}`" for name in changed(key, case))
-    return case.observe.partition(": ")[0] if isinstance(case.observe, str) else LOOKS[case.observe]
-
-
-def changed(key: str, case: Any) -> list[str]:
-    """The fields of TRL's configuration that another value of a key changes."""
+    if case.observe not in (schema.SFT_ARGS, schema.GRPO_ARGS, schema.DPO_ARGS, schema.OPD_ARGS):
+        return case.observe.partition(": ")[0] if isinstance(case.observe, str) else LOOKS[case.observe]
     values = schema.prepared(key, case)
-    before = config.parse(values, "page")
-    value = case.value
+    before, value = config.parse(values, "page"), case.value
     if value is None:
         value = schema.other(schema.KEYS[key], schema.get(before, key))
     schema.put(values, key, value)
     try:
         old, new = (case.observe(profile) for profile in (before, config.parse(values, "page")))
+        changed = sorted(name for name in old | new if old.get(name) != new.get(name))
     except AimoError:  # a package for GPUs
-        return [key.rpartition(".")[2]]
-    return sorted(name for name in old | new if old.get(name) != new.get(name))
-
-
-def elsewhere(key: str) -> str:
-    """The names of other libraries that are answered with a key."""
-    section, _, name = key.rpartition(".")
-    found = [
-        other
-        for other, ours in reading.ALIASES["keys"].items()
-        for our in ours.split()
-        if our == key or (our == name and f"{section}.{our}" in KNOWN)
-    ]
-    return ", ".join(f"`{other}`" for other in found)
+        changed = [key.rpartition(".")[2]]
+    return "TRL: " + ", ".join(f"`{name}`" for name in changed)
 
 
 if __name__ == "__main__":
-    main()
+    quiet()
+    PAGE.write_text(page(), encoding="utf-8")

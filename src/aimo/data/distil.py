@@ -50,7 +50,7 @@ SAMPLED_BY = ("model", "system", "prompt_template", *SAMPLING)  # the keys that 
 
 
 class SampleError(Exception):
-    """A request without a completion, which is not its own fault where the server is `busy`."""
+    """A request got no completion: because of a `busy` server, or because of the sample itself."""
 
     def __init__(self, fault: str, busy: bool = False, again: bool = True, rest_s: float = 0.0):
         super().__init__(fault)
@@ -80,7 +80,7 @@ class Servers:
         self.answered = time.monotonic()  # when a server last sent a completion
 
     async def connect(self) -> None:
-        """Ask each for its models. AimoError when one does not answer, or has not the one that is wanted."""
+        """Check that every server answers and has the model, which may be left out if there is only one."""
         for server in self.servers:
             found = [model.id for model in await served_models(server.client)]
             has = f"server {address(server.client)} has {', '.join(found[:5]) or 'no model'}"
