@@ -1,14 +1,11 @@
 """The reward functions: their scores, their options, and that nothing a model writes can stop a training."""
 
-import functools
 import importlib.util
 import inspect
 import json
 import os
 import pickle
 import resource
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import nbformat
@@ -51,25 +48,9 @@ SIZES, OF_TWO = (
 )
 
 
-def run_anywhere(jobs, workers):
-    """A code provider: what each program prints, or None."""
-    runs = [
-        subprocess.run([sys.executable, "-c", program], input=text, capture_output=True, text=True)
-        for program, text in jobs
-    ]
-    return [run.stdout if run.returncode == 0 else None for run in runs]
-
-
-def every_reward(prompt):
-    bound = dict(zip(REWARDS, get_reward_funcs(list(REWARDS), prompt), strict=True))
-    for name in ("code", "binary_code"):
-        bound[name] = functools.partial(bound[name], provider_type=run_anywhere)
-    return bound
-
-
 @pytest.mark.parametrize("name", [name for name in REWARDS if name not in ("ioi_code", "cf_code")])
 def test_conversations_are_rewarded_like_texts_and_any_tags_like_the_default_ones(name):
-    reward, of_others = every_reward(Prompt())[name], every_reward(OTHER)[name]
+    reward, of_others = (get_reward_funcs([name], prompt)[0] for prompt in (Prompt(), OTHER))
     by_text = reward(completions=TEXTS, **COLUMNS)
     assert len(by_text) == len(TEXTS) and (len(set(by_text)) > 1 or name == "soft_overlong_punishment")
     talks = [[{"role": "assistant", "content": text}] for text in TEXTS]
@@ -82,10 +63,8 @@ def test_conversations_are_rewarded_like_texts_and_any_tags_like_the_default_one
     assert of_others(completions=others, completion_ids=ids, **COLUMNS) == by_ids
 
 
-COSINE, OVERLONG = (
-    rewards.get_cosine_scaled_reward(max_len=100),
-    rewards.get_soft_overlong_punishment(100, 20),
-)
+COSINE = rewards.get_cosine_scaled_reward(max_len=100)
+OVERLONG = rewards.get_soft_overlong_punishment(100, 20)
 REPEATS, CHINESE = (rewards.get_repetition_penalty_reward(2, -1.0, language) for language in ("en", "zh"))
 PYTHON, CPP = rewards.get_code_format_reward(), rewards.get_code_format_reward("cpp")
 STEPS = ["1. a\n2. b\n3. c\n4. d", "- a\n* b", "Step 1: a", "First, b. Then 2. c"]
@@ -165,9 +144,10 @@ def test_code_is_rewarded_by_its_share_of_right_test_cases_and_a_row_without_any
     infos, shares = [INFO] * 4 + [json.dumps(INFO), *UNKNOWN, INFO], [1.0, 0.5, 0.0, 0.0, 0.5]
     shares += [None] * len(UNKNOWN) + [0.5]
     assert rewards.code_reward(completions, verification_info=infos) == shares  # in the sandbox
-    given = {"verification_info": infos, "provider_type": run_anywhere}
     whole = [None if share is None else float(share == 1) for share in shares]
-    assert rewards.binary_code_reward(completions, **given) == whole
+    assert rewards.binary_code_reward(completions, verification_info=infos) == whole
+    given = {"verification_info": [INFO] * 2, "provider_type": lambda jobs, _: ["3", "", None, "10\n ok"]}
+    assert rewards.code_reward(completions[:2], **given) == [0.5, 0.5]
 
 
 def test_a_missing_column_and_package_are_named():
@@ -273,10 +253,9 @@ def test_a_repetitive_completion_takes_little_time_to_reward():
         resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
         for loop in LOOPS:
             completion = "<think>\n\n</think>\n<answer>\n" + loop * (300_000 // len(loop))
-            for prompt in (None, Prompt()):
-                for name, reward in every_reward(prompt).items():
-                    if "code" not in name or name == "code_format":
-                        reward(completions=[completion], answer=["4"])
+            names = [name for name in REWARDS if "code" not in name or name == "code_format"]
+            for reward in get_reward_funcs(names, None) + get_reward_funcs(names, Prompt()):
+                reward(completions=[completion], answer=["4"])
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 

@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import re
-import subprocess
 from pathlib import Path
 
 import polars as pl
@@ -14,21 +13,17 @@ from conftest import AIMO, ROOT, TINY, here, settings
 from aimo.run.runs import figures, read_metrics
 
 
-def on_a_terminal(command: list[str], cwd: Path) -> str:
+def on_a_terminal(command: list[str]) -> str:
     """What a command shows on a terminal; it must succeed."""
-    ours, its = pty.openpty()
-    process = subprocess.Popen(command, cwd=cwd, stdout=its, stderr=its)
-    os.close(its)
-    shown = b""
-    try:
-        while part := os.read(ours, 65536):
-            shown += part
-    except OSError:  # the terminal's end
-        pass
-    finally:
-        os.close(ours)
-    assert process.wait() == 0, shown[-3000:]
-    return shown.decode()
+    shown = []
+
+    def read(terminal: int) -> bytes:
+        shown.append(os.read(terminal, 65536))
+        return shown[-1]
+
+    status = pty.spawn(command, read)
+    assert status == 0, shown[-3:]
+    return b"".join(shown).decode()
 
 
 KIND = ["data.sft.rows=60", "data.grpo.rows=60", "model.backend=transformers", "inference.samples=2"]
@@ -40,10 +35,11 @@ GRPO += ["sft=null", "data.sft=null", "data.heldout=null"]
 
 
 @pytest.mark.train
-def test_sft_alone_trains_all_weights_into_a_plain_model_and_shows_its_progress(tmp_path):
+def test_sft_alone_trains_all_weights_into_a_plain_model_and_shows_its_progress(tmp_path, monkeypatch):
     """In a folder that is named relative to the current one, as in the README."""
+    monkeypatch.chdir(tmp_path)
     arguments = ["run", "--profile", "tiny", "--run-dir", "run", *settings(KIND + SFT)]
-    shown = on_a_terminal([str(AIMO), *arguments, "--until", "sft"], tmp_path)
+    shown = on_a_terminal([str(AIMO), *arguments, "--until", "sft"])
     folder = tmp_path / "run"
     assert re.search(r"\d of 2\b", shown), "no progress of SFT's two steps"
     assert list(read_metrics(folder)["stages"]) == ["data", "sft"]
