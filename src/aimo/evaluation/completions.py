@@ -19,11 +19,10 @@ from aimo.inference import solver
 from aimo.inference.answers import Kind, read_kind
 from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.model_folder import is_same_model
-from aimo.inference.prompts import Completion, Sampler, sample_seed
+from aimo.inference.prompts import Completion, Sampler, cancel, sample_seed
 from aimo.inference.sample import AskedProblem, RunningSample
 from aimo.inference.sandbox import has_sandbox
 from aimo.inference.settings import validate_settings
-from aimo.inference.solver import cancel
 from aimo.inference.storage import AGAIN, SampleFile, iterate_lines
 
 IN_FLIGHT = 512  # completions at a time; a client of servers gives up on more that wait

@@ -14,9 +14,9 @@ from aimo.inference.competitions import Competition, find_competition, name_of, 
 from aimo.inference.engine import Supervisor
 from aimo.inference.errors import AimoError, EngineError, one_line
 from aimo.inference.journal import Journal
-from aimo.inference.prompts import Sampler
+from aimo.inference.prompts import Sampler, cancel
 from aimo.inference.sample import AskedProblem, RunningSample, Sample
-from aimo.inference.solver import Solution, Solver, cancel
+from aimo.inference.solver import Solution, Solver
 from aimo.inference.storage import AGAIN, KEPT
 from aimo.inference.voting import Stop
 

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,19 +208,20 @@ class BackgroundLoop:
             raise
 
     def cancel_all(self) -> None:
-        """Cancel what still runs, and wait a second for it to end."""
-
-        async def cancel() -> None:
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks, timeout=1)
-
-        self.run(cancel())
+        self.run(cancel(asyncio.all_tasks(self.loop), wait_s=1))
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+async def cancel(tasks: Collection[asyncio.Task[Any]], wait_s: float = 5.0) -> None:
+    """Cancel tasks, and wait until the engine has released them; a dead one never does."""
+    for task in tasks:
+        task.cancel()
+    ended, _ = await asyncio.wait(tasks, timeout=wait_s) if tasks else ((), ())
+    for task in ended:
+        if not task.cancelled():
+            task.exception()  # which asyncio would print if nobody asked for it
 
 
 def result_of(future: "Future[T]", timeout: float | None = None) -> T:

@@ -14,6 +14,7 @@ what is missing. `choose` finds a text among them at any time: the selected proo
 mark, else one without, else one that was cut, the end of a thought, or the fallback.
 """
 
+import asyncio
 import copy
 import itertools
 import math
@@ -171,7 +172,7 @@ class Prover(Solver):
                 sample = RunningSample(problem, index, begin_s, with_tools=False)
                 sample.settings = replace(sample.settings, max_tokens=self.proofs.verdict_tokens)
             self.roles[index] = role, sample.talk.thinks()
-            self.begin(sample, cut, end)
+            self.running[asyncio.create_task(self.finish(sample, cut, end))] = sample
         while self.running and time.monotonic() < end + FORCED_ANSWER_S:  # a dead engine releases nothing
             await self.take_ended(math.inf)
 

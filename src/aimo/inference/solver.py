@@ -5,14 +5,14 @@ import math
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aimo.inference import voting
 from aimo.inference.answers import AnswerKind, Value
 from aimo.inference.errors import EngineError, one_line
-from aimo.inference.prompts import Sampler
+from aimo.inference.prompts import Sampler, cancel
 from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.sandbox import has_sandbox
 from aimo.inference.voting import Stop
@@ -163,7 +163,8 @@ class Solver:
             for index in todo[: step.start]:  # a wave
                 # Spread evenly: every second sample has tools at a share of a half.
                 with_tools = int((index + 1) * self.tools) > int(index * self.tools)
-                self.begin(RunningSample(self.problem, index, self.now(), with_tools), deadline, end)
+                sample = RunningSample(self.problem, index, self.now(), with_tools)
+                self.running[asyncio.create_task(self.finish(sample, deadline, end))] = sample
             del todo[: step.start]
             for sample in self.running.values():
                 sample.limit = step.limit
@@ -207,9 +208,6 @@ class Solver:
             weights={row.answer: row.weight * scale for row in self.solution.tally},
             max_weight=(2.0 if self.tools else 1.0) * scale,
         )
-
-    def begin(self, sample: RunningSample, cut: float, end: float) -> None:
-        self.running[asyncio.create_task(self.finish(sample, cut, end))] = sample
 
     async def finish(self, sample: RunningSample, cut: float, end: float) -> Sample:
         """Return the record of a sample once it has ended: without a vote where it raises."""
@@ -260,16 +258,6 @@ class Solver:
 
     def now(self) -> float:
         return self.earlier + time.monotonic() - self.begun
-
-
-async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Cancel samples and wait until the engine has released them; a dead engine never does."""
-    for task in tasks:
-        task.cancel()
-    ended, _ = await asyncio.wait(tasks, timeout=FORCED_ANSWER_S) if tasks else ((), ())
-    for task in ended:
-        if not task.cancelled():
-            task.exception()  # which asyncio would print if nobody asked for it
 
 
 def next_budget(limit_s: float, elapsed_s: float, answered: int, expected: int, known: bool) -> float:
