@@ -52,7 +52,6 @@ R1 = ("<think>\n", "\n</think>\n", "\\boxed{", "}")
     "tags, completion, good",
     [
         ((), "1 + 1 = 2<end_working_out><SOLUTION>2</SOLUTION>", True),
-        ((), "1 + 1 = 2<SOLUTION>2</SOLUTION>", False),
         ((), "<end_working_out><SOLUTION>2</SOLUTION> and more", False),
         ((), "<end_working_out><SOLUTION>2</SOLUTION><SOLUTION>3</SOLUTION>", False),
         (R1, "<think>\nhm\n</think>\nIt is \\boxed{2}.", True),
@@ -100,7 +99,6 @@ def trained_with(tmp_path):
     [
         (ENDING, ["prompt.eos_token=<|im_end|>"], "is no token of"),
         ("{%- for m in messages -%}{{ m.content }", [], "in line 1"),
-        (RAISES + ENDING, THINK, r"and prompt.system cannot be rendered \(TemplateError: No system"),
         (ENDING.replace("in messages", "in messages if m.role != 'system'"), THINK, "has no system role"),
         (ENDING.replace("m.content", "m.content.split('<end_working_out>')[-1]"), [], "a reply differently"),
         ("{%- for m in messages -%}{{ m.content + eos_token }}{%- endfor -%}", [], "no generation prompt"),
@@ -249,7 +247,6 @@ def test_whether_a_prompt_ends_inside_a_thought_is_seen_from_the_prompt(sampler,
         (RAISES + TALK + ASK, {"system": "Think."}, "No system"),
         (NO_SYSTEM, {"system": "Think."}, "put inference.system's text into inference.user"),
         (TALK, {}, "adds no generation prompt"),
-        ("{%- if" + ASK, {}, "cannot be rendered"),
         ("[user]" + ASK, {}, "leaves the problem out"),
         (TALK + ASK, {"chat_template_kwargs": {"enable_thinking": True}}, "does not read 'enable_thinking'"),
     ],

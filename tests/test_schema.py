@@ -46,7 +46,7 @@ CANDIDATES = [True, False, 3, 2, 0.5, 0.25, -0.75, [0.2, 0.8], [0, 40]]
 
 
 def sections(hint: Any) -> list[type]:
-    """The dataclasses in a type, such as Source in `list[Source] | None`."""
+    """The dataclasses in a type."""
     if typing.get_origin(hint) is Annotated:
         return sections(typing.get_args(hint)[0])
     return [hint] if is_dataclass(hint) else [s for part in typing.get_args(hint) for s in sections(part)]
@@ -374,8 +374,8 @@ OVERLONG = {"grpo.rewards": {"soft_overlong_punishment": {"max_completion_len": 
 VARIANT = {"inference.variants": [{"share": 0.5, "user": "?{problem}"}]}
 FEW_PROOFS = {"inference.proofs.proof_tokens": 200}
 TOOLS = {"inference.tools": 1.0, "inference.tool_turns": 3}
-SMALL_ANSWERS = {"slug": "small", "answer": {"kind": "integer", "high": 30}, "rules": "Small."}
-SMALL_ANSWERS |= {"artefact": {"kind": "csv"}}
+SMALL_ANSWERS = {"answer": {"kind": "integer", "high": 30}, "artefact": {"kind": "csv"}}
+SMALL_ANSWERS |= {"slug": "small", "rules": "Small."}
 SFT_ONLY = ("overlong", "traces", "verbatim", "empty_thoughts", "min_logprob")
 
 
@@ -420,9 +420,8 @@ CASES = [
     Case("sft.group_by_length", sft_order),
     Case("sft.*", SFT_ARGS),
     *stage("grpo", GRPO_ARGS),
-    *of("grpo", GRPO_ARGS, generation="vllm_server", gradient_accumulation_steps=2),
+    *of("grpo", GRPO_ARGS, generation="vllm_server", gradient_accumulation_steps=2, degenerate="penalty"),
     Case("grpo.vllm_server_url", GRPO_ARGS, "http://localhost:1", {"grpo.generation": "vllm_server"}),
-    Case("grpo.degenerate", GRPO_ARGS, "penalty"),
     *of("grpo", "the training: test_training", max_resample=None, sample_steps=None),
     Case("grpo.pass_rate*", "the problems of GRPO: test_evaluate"),
     Case("grpo.tools", "GRPO's trainer: test_tool_use"),
@@ -445,20 +444,16 @@ CASES = [
     Case("inference.variants.share", asked, 0.25, VARIANT),
     Case("inference.variants.*", asked, "{problem} Think.", {"inference.variants": [{"share": 0.5}]}),
     *of("inference", vllm, vllm={"max_num_seqs": 7}, gpu_memory=None, tool_parser="hermes"),
-    Case("inference.proofs.prove", proved, "So {problem}"),
-    Case("inference.proofs.verify", proved, "So {proof}"),
-    Case("inference.proofs.refine", proved, "So {objections}"),
-    Case("inference.proofs.select", proved, "So {proofs}"),
+    *of("inference.proofs", proved, prove="So {problem}", verify="So {proof}"),
+    *of("inference.proofs", proved, refine="So {objections}", select="So {proofs}"),
     Case("inference.proofs.*_tokens", proved, 300, FEW_PROOFS),
     Case("inference.proofs.*", proved, 2),
-    Case("inference.seeded", asked, False),
     Case("inference.tools", asked, 0.0, TOOLS),
     Case("inference.tool_seconds", asked, 0.2, TOOLS),
     Case("inference.tool_turns", asked, 1, TOOLS),
     *of("inference", asked, format="harmony", system="Think.", user="{problem} Think.", stop=["so"]),
-    *of(
-        "inference", asked, weight="logprob", thinking=False, chat_template_kwargs={"enable_thinking": False}
-    ),
+    *of("inference", asked, weight="logprob", thinking=False, seeded=False),
+    *of("inference", asked, chat_template_kwargs={"enable_thinking": False}),
     Case("inference.*", asked),
     Case("training.served_bound", served_model),
     Case("training.log_to", SFT_ARGS, "tensorboard"),

@@ -65,16 +65,9 @@ def test_a_broken_file_of_a_folder_is_named_with_the_remedy(tmp_path, name, text
         resolve_settings(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "overrides, told",
-    [
-        (["prompt.system=Think.", "inference.system=Work it out."], "trained with prompt.system"),
-        (["inference.variants=[{share: 0.6}, {share: 0.6}]"], "inference: variants: .* more than 1"),
-    ],
-)
-def test_a_profile_that_trains_is_refused_before_it_trains(overrides, told):
-    with pytest.raises(AimoError, match=told):
-        config.load("tiny", overrides)
+def test_a_profile_that_trains_is_refused_before_it_trains():
+    with pytest.raises(AimoError, match="trained with prompt"):
+        config.load("tiny", ["prompt.system=Think.", "inference.system=Work it out."])
 
 
 def test_a_profile_may_hold_every_setting_and_no_other():
