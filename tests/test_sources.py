@@ -20,43 +20,34 @@ NVIDIA = {
     "expected_answer": "42", "problem_type": "has_answer_extracted", "pass_rate_72b_tir": "0.71875",
     "generated_solution": BOXED, "inference_mode": "cot", "problem": ASK,
 }  # fmt: skip
-# A row of each set, with the answers and verdicts that it holds.
-HANDMADE = {
-    "aimo distil": (
-        {"key": "0f", "sample": 0, "problem": ASK, "answer": "42", "generation": TRACE, "complete": True},
-        [("42", None)],  # complete, and not judged yet
-    ),
-    "aimo reject": (
-        {"problem": ASK, "answer": "42", "generation": TRACE, "correct": True, "pass_rate": 0.5},
-        [("42", True)],
-    ),
-    "open-r1/OpenR1-Math-220k": (
-        {
-            "problem": ASK, "solution": "It is 42.", "answer": "42", "question_type": "math-word-problem",
-            "is_reasoning_complete": [True, False], "correctness_math_verify": [True, False],
-            "generations": [BOXED, "<think>six"], "correctness_llama": None, "messages": TALK,
-        },
-        [("42", True), ("42", False)],
-    ),
-    "open-r1/Mixture-of-Thoughts": ({"messages": TALK, "num_tokens": 20}, [(BOXED, None)]),
-    "unsloth/OpenMathReasoning-mini": (NVIDIA, [("42", None)]),
-    "nvidia/OpenMathReasoning": (NVIDIA | {"used_in_kaggle": True}, [("42", None)]),
-    "open-r1/DAPO-Math-17k-Processed": (
-        {"prompt": ASK, "solution": "42", "source_prompt": TALK[:1], "reward_model": {"ground_truth": "42"}},
-        [("42", None)],
-    ),
-    "AI-MO/NuminaMath-1.5": (
-        {"problem": ASK, "solution": TRACE, "answer": "42", "question_type": "math-word-problem"}
-        | {"problem_is_valid": "Yes", "solution_is_valid": "Incomplete"},
-        [("42", False)],
-    ),
-    "GAIR/LIMO": ({"question": ASK, "solution": TRACE, "answer": "42"}, [("42", None)]),
-    "simplescaling/s1K-1.1": (
-        {"solution": "42", "question": ASK, "deepseek_thinking_trajectory": TRACE},
-        [("42", None)],
-    ),
-    "openai/gsm8k": ({"question": ASK, "answer": "six sevens\n#### 42"}, [("six sevens\n#### 42", None)]),
+KEPT = {"problem": ASK, "answer": "42", "generation": TRACE}
+HANDMADE = {  # a row of each set
+    "aimo distil": KEPT | {"key": "0f", "sample": 0, "complete": True},
+    "aimo reject": KEPT | {"correct": True, "pass_rate": 0.5},
+    "open-r1/OpenR1-Math-220k": {
+        "problem": ASK, "solution": "It is 42.", "answer": "42", "question_type": "math-word-problem",
+        "is_reasoning_complete": [True, False], "correctness_math_verify": [True, False],
+        "generations": [BOXED, "<think>six"], "correctness_llama": None, "messages": TALK,
+    },
+    "open-r1/Mixture-of-Thoughts": {"messages": TALK, "num_tokens": 20},
+    "unsloth/OpenMathReasoning-mini": NVIDIA,
+    "nvidia/OpenMathReasoning": NVIDIA | {"used_in_kaggle": True},
+    "open-r1/DAPO-Math-17k-Processed": {"prompt": ASK, "solution": "42", "source_prompt": TALK[:1]},
+    "AI-MO/NuminaMath-1.5": {
+        "problem": ASK, "solution": TRACE, "answer": "42", "question_type": "math-word-problem",
+        "problem_is_valid": "Yes", "solution_is_valid": "Incomplete",
+    },
+    "GAIR/LIMO": {"question": ASK, "solution": TRACE, "answer": "42"},
+    "simplescaling/s1K-1.1": {"solution": "42", "question": ASK, "deepseek_thinking_trajectory": TRACE},
+    "openai/gsm8k": {"question": ASK, "answer": "six sevens\n#### 42"},
 }  # fmt: skip
+VERDICTS = {  # answer and verdict; of others ("42", None)
+    "aimo reject": [("42", True)],
+    "open-r1/OpenR1-Math-220k": [("42", True), ("42", False)],
+    "open-r1/Mixture-of-Thoughts": [(BOXED, None)],
+    "AI-MO/NuminaMath-1.5": [("42", False)],
+    "openai/gsm8k": [("six sevens\n#### 42", None)],
+}
 
 
 def load(source, where="data.sft", **keys):
@@ -70,11 +61,11 @@ def problems_in(source, **keys):
 
 @pytest.mark.parametrize("name", sources.PRESETS)
 def test_a_preset_reads_its_sets_columns(tmp_path, name):
-    row, expected = HANDMADE[name]
-    rows, _ = load(lines(tmp_path / "rows.jsonl", row), preset=name)
-    assert [(r["problem"], r["answer"], r["correct"]) for r in rows] == [(ASK, *told) for told in expected]
+    rows, _ = load(lines(tmp_path / "rows.jsonl", HANDMADE[name]), preset=name)
+    assert [(r["answer"], r["correct"]) for r in rows] == VERDICTS.get(name, [("42", None)])
+    assert {r["problem"] for r in rows} == {ASK}
     assert name == "open-r1/DAPO-Math-17k-Processed" or "six" in rows[0]["solution"]
-    assert "pass_rate_72b_tir" not in row or rows[0]["pass_rate"] == 0.71875
+    assert name != "nvidia/OpenMathReasoning" or rows[0]["pass_rate"] == 0.71875
 
 
 @pytest.mark.parametrize("flags", [([True], [True]), ("yes", "yes")])

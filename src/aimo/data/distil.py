@@ -41,7 +41,7 @@ FAILURES = 100  # failed samples in a row that end the run
 REPORT_S = 0.5
 REST_S = 2.0  # how long a server that fails is left alone, unless its Retry-After says another time
 BUSY = (429, 503)
-WRONG = (401, 402, 403, 404)  # every other request would get them too: the key, the money, the address
+WRONG = (401, 402, 403, 404)  # the key, the account or the address: every request would get them
 SAMPLING = ("temperature", "top_p", "max_tokens")
 SAMPLED_BY = ("model", "system", "prompt_template", *SAMPLING)  # the keys that determine a sample
 
@@ -185,7 +185,7 @@ def beginning(text: str) -> str:
 
 @dataclass
 class Tally:
-    """How far a run is, and what it has cost."""
+    """Progress and cost of a distillation."""
 
     samples: int  # all that are wanted
     known: int  # those that were in the file before
@@ -218,7 +218,7 @@ class Tally:
 
 
 def distil_in_run(run: Run, so_far: Any) -> Tally:
-    """As `distil`, for a run: into its folder, with its seed, tags and progress.
+    """Distil into a run's folder, with its seed, tags and progress.
 
     `so_far.add` gets problem, answer and completion of each sample; the bar shows `so_far`. vLLM serves the
     teacher here where `distil.api_addr` is empty.
@@ -353,7 +353,7 @@ def distilled_problems(wanted: Distil, seed: int, rules: Competition | None = No
 async def sample_of(
     problem: str, number: int, servers: Servers, wanted: Distil, seed: int, tags: Tags
 ) -> dict[str, Any]:
-    """Return one completion of a problem, with thought and text in `generation`. SampleError without one."""
+    """Return one completion of a problem, thought and text in `generation`. SampleError if there is none."""
     prompt = wanted.prompt_template.replace("{prompt}", problem)
     system = [{"role": "system", "content": wanted.system}] if wanted.system else []
     body: dict[str, Any] = {"messages": [*system, {"role": "user", "content": prompt}]}
@@ -387,7 +387,7 @@ def push_samples(out: Path, repo: str, wanted: Distil, tally: Tally) -> str:
 
 
 class Rejection(NamedTuple):
-    """What is kept of a set, and what is known of its problems."""
+    """The completions that are kept, and what is known of their problems."""
 
     # `problem`, `answer`, `generation`, `correct`, `pass_rate` and `samples` of each completion to keep
     kept: pl.DataFrame
@@ -404,7 +404,7 @@ class Rejection(NamedTuple):
 
 
 def reject_in_run(run: Run) -> Rejection:
-    """As `reject`, for what the stage `distil` has sampled; writes the stage's product."""
+    """Reject among what the stage `distil` has sampled, and write its product."""
     assert run.profile.distil
     source = Source(str(run.folder / "samples.jsonl"), preset="aimo distil")
     rows, _ = sources.load_source(source, run.profile.seed, "distil")

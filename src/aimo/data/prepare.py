@@ -47,7 +47,7 @@ IS_PROOF = pl.any_horizontal(pl.col("kind", "answer").str.to_lowercase() == "pro
 
 @dataclass
 class Sets:
-    """The sets during preparation, and what became of their other rows."""
+    """The sets as they are prepared, and what became of the other rows."""
 
     rows: dict[str, pl.DataFrame] = field(default_factory=dict)
     read: dict[str, int] = field(default_factory=dict)  # rows that the sources held, corrupt lines among them
@@ -181,7 +181,7 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
 
 
 def told(sets: Sets) -> dict[str, str]:
-    """Return in a line for each set how many rows were read and kept, and why the others were dropped."""
+    """Return a line for each set: how many rows were kept of those read, and why others were dropped."""
     found = {}
     for name, rows in sets.rows.items():
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in sets.dropped[name].items() if n)

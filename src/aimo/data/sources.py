@@ -42,7 +42,7 @@ NAMES = {
     "messages": ("messages", "conversations", "conversation"),
     "solution": ("solution", "completion", "response", "output", "generation"),
 }  # fmt: skip
-# What a role takes besides texts.
+# What a column may hold besides texts, by role.
 FITTING = dict.fromkeys(("answer", "solution", "correct", "complete"), "lists")
 FITTING |= dict.fromkeys(("messages", "verification_info"), "objects")
 SPLITS = {"train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
@@ -57,7 +57,7 @@ class Preset:
     columns: Columns
     subset: str | None = None
     split: str | None = None
-    order: Sequence[str] = ()  # columns by which rows are sorted, whose order in the file is that of chance
+    order: Sequence[str] = ()  # columns to sort rows by, where their order in the file is random
 
 
 PRESETS = {
@@ -68,7 +68,7 @@ PRESETS = {
 
 @dataclass
 class Notes:
-    """What became of rows while they were read."""
+    """What was left out or changed while reading."""
 
     dropped: Counter[str] = field(default_factory=Counter)  # rows that are left out, by reason
     repaired: Counter[str] = field(default_factory=Counter)  # texts that were changed or are odd, by how
