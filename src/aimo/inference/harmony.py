@@ -174,7 +174,7 @@ def is_python(recipient: str) -> bool:
 
 
 def decode_ids(encoding: Any, ids: Iterable[int]) -> str:
-    """Return the text of token ids, without unknown ones. Bytes that are no UTF-8 are replaced."""
+    """Return the text of token ids. Unknown ones are left out, bytes that are not UTF-8 replaced."""
     return encoding.decode([token for token in ids if 0 <= token < TOKENS])
 
 

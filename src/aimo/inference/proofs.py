@@ -39,9 +39,9 @@ CLOSING = 0.2  # of a step's time, reserved for closing what is cut
 FULL = 7  # the best mark
 MARK = Integer(0, FULL)
 UNMARKED = FULL / 2  # what a proof without marks counts as
-NEAR, FINALISTS = 1.0, 4  # how near the best mark a proof stands that is voted on, and how many are
-OBJECTION = 6000  # characters of a verifier's text, its end, that a refiner reads
-THOUGHT = 3000  # characters of a thought, its end, that stand for a proof
+NEAR, FINALISTS = 1.0, 4  # marks below the best that a proof may be to be voted on, and how many may be
+OBJECTION = 6000  # characters at the end of a verifier's text that a refiner reads
+THOUGHT = 3000  # characters at the end of a thought that stand for a proof
 
 
 def prove_problem(
@@ -155,9 +155,9 @@ class Prover(Solver):
         await self.ask(asked, end, MARK)
 
     async def ask(self, asked: list[tuple[str, str]], end: float, kind: Integer | None = None) -> None:
-        """Let the model answer prompts, each in a role, until a moment, and record what it wrote.
+        """Let the model answer prompts, each in a role, until a moment.
 
-        With a `kind` it answers with one, which is forced where it is cut; without, it writes proofs.
+        An answer of a `kind` is forced where it is cut; without one the model writes proofs.
         """
         if (left := end - time.monotonic()) <= 0:
             return

@@ -59,7 +59,7 @@ class Sample:
     tail_logprob: float | None = None
     entropy: float | None = None
     tail_entropy: float | None = None
-    role: str = ""  # of proofs: `prove`, `verify 3`, `refine 3`, `select 3,5`, with the samples it is about
+    role: str = ""  # of proofs: `prove`, `verify 3`, `refine 3` or `select 3,5`; the numbers are samples
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # of a journal's lines
 
 
@@ -105,7 +105,7 @@ class AskedProblem:
         return kind.read(kind.find(text, self.sampler.settings.tags)) if kind else None
 
     def group(self, answer: Any, known: list[Any]) -> Any:
-        """Return the first of the known answers that equals an answer; else itself, which is known then."""
+        """Return the first known answer that equals an answer, else itself, which is known from now on."""
         if self.kind is None or self.kind.is_exact or answer is None:
             return answer
         if (first := self.kind.group(answer, known)) is answer:

@@ -19,7 +19,7 @@ from aimo.inference.voting import Stop
 
 HEALTH_CHECK_S = 2.0  # between two checks of the engine: samples of a dead one may wait for ever
 HANG_S = 60.0  # without a token from any sample: the engine hangs
-IN_A_ROW = 4  # samples that fail one after the other, until none runs: the engine failed, not the samples
+IN_A_ROW = 4  # samples that fail in a row, with none left running: the engine failed, not the samples
 FORCED_ANSWER_S = 5.0  # of a budget, or a tenth of it, reserved for forced answers
 OVERTIME_S = 30.0  # after the budget, an event loop that has not returned is abandoned
 
@@ -210,7 +210,7 @@ class Solver:
         )
 
     async def finish(self, sample: RunningSample, cut: float, end: float) -> Sample:
-        """Return the record of a sample once it has ended: without a vote where it raises."""
+        """Return the record of a sample once it has ended; one that raised has no vote."""
         try:
             completion = await sample.answer(cut, end)
             if not (self.problem.kind and self.problem.kind.is_slow):
@@ -227,7 +227,7 @@ class Solver:
             return sample.cut(End.FAILED, self.now())
 
     async def take_ended(self, end: float) -> None:
-        """Take the samples that end next, until a moment at most. EngineError when the engine has failed."""
+        """Take the samples that end next, or return at a moment. EngineError when the engine has failed."""
         wait = max(0.0, min(end - time.monotonic(), HEALTH_CHECK_S))
         ended, _ = await asyncio.wait(self.running, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:

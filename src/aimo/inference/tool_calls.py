@@ -108,7 +108,7 @@ def code_of(value: Any) -> str:
 
 
 def dedented(code: str) -> str:
-    """Return a program without the indentation of its block, and with the line breaks of Python."""
+    """Return a program without the indentation of its block, with Python's line breaks."""
     return textwrap.dedent(code.replace("\r\n", "\n")).rstrip("\n")
 
 

@@ -50,7 +50,7 @@ class Policy:
     in_flight: int = 16  # samples of a question that run at the same time, at most
     max_error: float = 0.05  # the vote is settled when the error bound of the leader is at most this
     futile_error: float = 1.0  # it is futile when the remaining samples cannot bring the bound down to this
-    overlong: float = 3.0  # a sample so many times as long as the longest is cut, once half of them ended
+    overlong: float = 3.0  # a sample this many times as long as the longest is cut, once half have ended
 
 
 @dataclass(frozen=True)
