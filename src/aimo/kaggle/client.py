@@ -140,8 +140,8 @@ class Api(KaggleApi):  # type: ignore[misc]
                 elif code == 429 and attempt < LIMITED_TRIES:
                     named = self._get_retry_after_delay(error.response)  # in seconds, None without a time
                     pause = LIMITED_PAUSE_S if named is None else named
-                    until = datetime.now() + timedelta(seconds=pause)
                     if pause <= LONGEST_PAUSE_S:
+                        until = datetime.now() + timedelta(seconds=pause)
                         told = f"rate limit of Kaggle: waiting {pause:.0f} s, until {until:%H:%M:%S}"
                         print(told, file=sys.stderr)
                 if pause is None or pause > LONGEST_PAUSE_S:

@@ -46,10 +46,10 @@ SPENT = 29 / 30  # of a session, in which its questions are answered
 class Kernel:
     """What a kernel ships, and what its metadata must have."""
 
-    files: tuple[str, ...]  # globs of the repository's files that it ships beside the modules it imports
-    internet: bool
-    gpu: bool
-    attaches: tuple[str, ...]  # model, wheels, competition
+    files: tuple[str, ...] = ()  # globs of files that it ships beside the modules it imports
+    internet: bool = False
+    gpu: bool = True
+    attaches: tuple[str, ...] = ()  # model, wheels, competition
     shown: str = ""  # a pattern of those that have a cell each; all others are one archive
     profile: str | None = None  # whose file the cell with the tag `profile` holds, if no other is given
 
@@ -63,13 +63,11 @@ READABLE = (  # what decides an answer
     r"|(settings|prompts|answers|sampling|sample|voting|solver|proofs|gateway)\.py)"
 )
 KERNELS = {
-    "probe": Kernel((), internet=False, gpu=True, attaches=()),
-    "wheels": Kernel(("requirements.txt",), internet=True, gpu=False, attaches=(), shown=".+txt"),
-    "train": Kernel(ROAD, internet=True, gpu=True, attaches=("wheels",), profile="kaggle-h100"),
-    "submission": Kernel(
-        (), internet=False, gpu=True, attaches=("model", "wheels", "competition"), shown=READABLE
-    ),
-    "evaluate": Kernel(DATA, internet=False, gpu=True, attaches=("model", "wheels"), shown=READABLE),
+    "probe": Kernel(),
+    "wheels": Kernel(("requirements.txt",), internet=True, gpu=False, shown=".+txt"),
+    "train": Kernel(ROAD, internet=True, attaches=("wheels",), profile="kaggle-h100"),
+    "submission": Kernel(attaches=("model", "wheels", "competition"), shown=READABLE),
+    "evaluate": Kernel(DATA, attaches=("model", "wheels"), shown=READABLE),
 }
 FOLDED = {  # the metadata of a cell that Kaggle and Jupyter show folded
     "_kg_hide-input": True,
