@@ -190,8 +190,8 @@ def test_no_sample_reads_what_another_writes_and_no_program_can_end_the_turn(wri
 @pytest.mark.parametrize(
     ("parser", "template", "told"),
     [
-        ("hermess", HERMES, "no parser 'hermess'; did you mean hermes"),
-        ("hermes", "{{ messages[0]['content'] }}", "hermes does not fit the model .*; take its family's"),
+        ("hermess", HERMES, "hermess does not fit the model .* not found.*; did you mean hermes"),
+        ("hermes", HERMES.replace("tools or", "offers or"), "offers no tools.*; take its family's parser"),
         ("hermes", HERMES.replace("tool_call>", "call>"), "hermes does not fit the model"),
         ("mistral", HERMES, "mistral does not fit the model"),
     ],

@@ -131,11 +131,6 @@ def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
 
     # A call that cannot be read is the model's fault, and no error worth a traceback.
     logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
-    parsers = ToolParserManager.list_registered()
-    if name not in parsers:
-        close = difflib.get_close_matches(name, parsers, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "set it to null to run fenced blocks"
-        raise AimoError(f"inference.tool_parser: vLLM has no parser {name!r}; {hint}")
     function = {"name": "python", "arguments": {"code": "print(1)"}}
     called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
     asked = as_prompt("1 + 1?")
@@ -147,12 +142,14 @@ def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
         )
         turn = whole.removeprefix(prompt).rstrip().removesuffix(tokenizer.eos_token or "")
         found = parser.extract_tool_calls(turn, offer()).tool_calls
-        if any("print(1)" in call.function.arguments for call in found):
-            return parser
         reason = "it finds no call in one that the chat template writes"
+        if "tools" not in tokenizer.get_chat_template(tools=[PYTHON]):
+            reason = "the chat template offers no tools"
+        elif any("print(1)" in call.function.arguments for call in found):
+            return parser
     except Exception as e:  # parsers and templates raise errors of many kinds
         reason = one_line(e)
-    raise AimoError(
-        f"inference.tool_parser: {name} does not fit the model ({reason}); "
-        "take its family's parser, or null to run fenced blocks"
-    )
+    close = difflib.get_close_matches(name, ToolParserManager.list_registered(), n=3)
+    remedy = "take its family's parser, or null to run fenced blocks"
+    remedy = remedy if name in close or not close else f"did you mean {' or '.join(close)}?"
+    raise AimoError(f"inference.tool_parser: {name} does not fit the model ({reason}); {remedy}")
