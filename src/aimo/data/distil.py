@@ -445,8 +445,27 @@ def reject(
     drop(~pl.col("right"), "another answer")
     drop(~pl.col("pass_rate").is_between(*wanted.pass_rate), "pass rate of its problem")
     drop(~pl.struct("key", "solution").is_first_distinct(), "same text")
-    if wanted.max_per_problem:
-        rows = rows.with_columns(place=preference_ranks(rows, wanted.prefer))
+    if wanted.max_per_problem:  # the place of each completion among those of its problem, from 1
+        length = pl.col("solution").str.len_chars()
+        order = pl.int_range(pl.len()) if wanted.prefer == "first" else length
+        places = order.rank("ordinal").over("key")
+        if wanted.prefer == "diverse":
+            ranks = [0] * len(rows)
+            groups = rows.with_row_index().sort(length).group_by("key", maintain_order=True)
+            for indices, texts in groups.agg("index", "solution").select("index", "solution").iter_rows():
+                # The shortest, then always the one that shares the fewest word triples (Jaccard) with those
+                # before: n² / 2 comparisons.
+                triples = [decontaminate.shingles(text) for text in texts]
+                left, nearest, chosen = list(range(len(texts))), [0.0] * len(texts), 0
+                for place in range(1, len(texts) + 1):
+                    ranks[indices[chosen]] = place
+                    left.remove(chosen)
+                    for i in left:
+                        union = triples[i] | triples[chosen]
+                        nearest[i] = max(nearest[i], len(triples[i] & triples[chosen]) / max(1, len(union)))
+                    chosen = min(left, key=nearest.__getitem__, default=0)
+            places = pl.lit(pl.Series(ranks))
+        rows = rows.with_columns(place=places)
         drop(pl.col("place") > wanted.max_per_problem, "more than max_per_problem")
     if rows.is_empty():
         counts = ", ".join(f"{n} {reason}" for reason, n in dropped.items() if n)
@@ -454,31 +473,6 @@ def reject(
     rows = rows.with_columns(generation="solution", correct="right")
     kept = rows.select("problem", "answer", "generation", "correct", "pass_rate", "samples")
     return Rejection(kept, +dropped, problems)
-
-
-def preference_ranks(rows: pl.DataFrame, prefer: str) -> pl.Series:
-    """(n,) the place of each completion among those of its problem, from 1, in the order of preference.
-
-    `diverse` takes the shortest text, then always the one that shares the fewest word triples (Jaccard) with
-    those before: n² / 2 comparisons for a problem.
-    """
-    length = pl.col("solution").str.len_chars()
-    if prefer != "diverse":
-        order = pl.int_range(pl.len()) if prefer == "first" else length
-        return rows.select(order.rank("ordinal").over("key").cast(pl.Int64)).to_series()
-    places = [0] * len(rows)
-    groups = rows.with_row_index().sort(length).group_by("key", maintain_order=True)
-    for indices, texts in groups.agg("index", "solution").select("index", "solution").iter_rows():
-        triples = [decontaminate.shingles(text) for text in texts]
-        left, nearest, next_one = list(range(len(texts))), [0.0] * len(texts), 0
-        for place in range(1, len(texts) + 1):
-            places[indices[next_one]] = place
-            left.remove(next_one)
-            for i in left:
-                union = triples[i] | triples[next_one]
-                nearest[i] = max(nearest[i], len(triples[i] & triples[next_one]) / max(1, len(union)))
-            next_one = min(left, key=nearest.__getitem__, default=0)
-    return pl.Series(places, dtype=pl.Int64)
 
 
 def write_kept(kept: pl.DataFrame, out: Path) -> None:
