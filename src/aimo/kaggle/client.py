@@ -155,7 +155,7 @@ class Api(KaggleApi):  # type: ignore[misc]
             time.sleep(pause)
 
     def await_score(self, ref: int, longest_pause_s: float) -> str:
-        """Return a submission's public score once Kaggle has it; the client raises where it failed."""
+        """Return a submission's public score once Kaggle has it. ValueError where it failed."""
         return str(self._poll_submission(ref, 0, longest_pause_s).public_score)
 
     def upload(

@@ -49,10 +49,7 @@ MACHINES = {
 
 
 def draft_competition(api: Api, competition: str) -> str:
-    """Return the text of a competition's file, by its slug or address.
-
-    It is valid. AimoError where Kaggle has no such competition, or its rules are not accepted.
-    """
+    """Return the text of a valid file of rules for a competition, by its slug or address."""
     slug = slug_of(competition)
     about = api.ask(of_competitions.ApiGetCompetitionRequest, competition_name=slug)
     answer = api.ask(of_competitions.ApiListCompetitionPagesRequest, competition_name=slug)
@@ -267,10 +264,8 @@ def evaluated(models: list[str]) -> HeldOut | None:
 
 
 def write_table(api: Api, competition: str) -> tuple[list[Submission], list[str]]:
-    """Return the submissions to a competition, and what to know beside them; write both as a page.
-
-    It is runs/kaggle-SLUG/scores.html.
-    """
+    """Return the submissions to a competition, and what to know beside them; write both to
+    runs/kaggle-SLUG/scores.html."""
     slug = slug_of(competition)
     found = list_submissions(api, slug)
     limits = api.find(of_competitions.ApiGetSubmissionLimitsRequest, competition_name=slug)

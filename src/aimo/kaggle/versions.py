@@ -56,7 +56,6 @@ def push_kernel(
 ) -> tuple[Version, dict[str, Any]]:
     """Push a kernel that `check_kernel` has passed, which Kaggle then runs; return its version and metadata.
 
-    With `no_run` Kaggle saves the version only.
     `model` (owner/model/framework/variation/version) takes the place of the model that the metadata attach,
     in the notebook too. AimoError when Kaggle refuses the kernel, or takes it without one of its inputs.
     """
