@@ -79,14 +79,11 @@ class Lab:
             requests.delete(f"{kernels}/{kernel['id']}", timeout=60)
 
     def open(self, name: str, to: str, **parameters: object) -> "BrowserNotebook":
-        """Open a copy of the notebook `name` as `to`, with other parameters; without any, of the pair."""
+        """Open a copy of the notebook `name` as `to`, with other parameters."""
         notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
         cells = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
         cells[0]["source"] += ["\n", *(f"{key} = {value!r}\n" for key, value in parameters.items())]
         (self.folder / f"{to}.ipynb").write_text(json.dumps(notebook))
-        if not parameters:
-            for suffix in (".py", ".ipynb"):
-                shutil.copy2(ROOT / "notebooks" / f"{name}{suffix}", self.folder / f"{to}{suffix}")
         page = self.browser.new_page(viewport={"width": 1200, "height": 1000})
         page.set_default_timeout(120_000)
         page.goto(f"http://127.0.0.1:{self.port}/lab/workspaces/{to}/tree/notebooks/{to}.ipynb")

@@ -5,11 +5,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 from browser import Lab
-from conftest import AIMO, ROOT, settings, wait_for
+from conftest import AIMO, settings, wait_for
 
 from aimo.inference.storage import read_lines
 
@@ -124,18 +123,6 @@ def test_training_shows_itself_stops_goes_on_and_takes_a_change(lab, run, traine
     notebook.run("profile =")
     notebook.tells("runs.begin(", "learning_rate: 0.0005")
     assert not (run / "sft/model").exists()
-
-
-def test_saving_a_notebook_that_was_run_changes_nothing_that_git_sees(lab):
-    notebook = lab.open("01_data_prep", "01_data_prep")
-    notebook.run("profile =")
-    notebook.page.keyboard.press("Control+s")
-    saved = lab.folder / "01_data_prep.ipynb"
-    wait_for(lambda: '"execution_count": 1' in saved.read_text(), 30)
-    clean = [sys.executable, str(ROOT / "docs/clean.py")]
-    cleaned = subprocess.run(clean, input=saved.read_bytes(), capture_output=True, check=True).stdout
-    assert cleaned == (ROOT / "notebooks/01_data_prep.ipynb").read_bytes()
-    assert saved.with_suffix(".py").read_bytes() == (ROOT / "notebooks/01_data_prep.py").read_bytes()
 
 
 def test_two_notebooks_of_a_run_take_turns(lab, run, tmp_path, pace):
