@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -575,22 +576,22 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_at_once_and_names_step_batc
 def test_the_advice_when_memory_runs_out_continues_the_run_with_the_same_losses(tmp_path, sets, monkeypatch):
     import torch
     import trl
-    from test_placement import apply
 
-    p, run, measure = small(), tmp_path / "run", trl.SFTTrainer.compute_loss
+    measure = trl.SFTTrainer.compute_loss
 
     def full(self, model, inputs, *args, **kwargs):
         if self.state.global_step == 3 and len(inputs["input_ids"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return measure(self, model, inputs, *args, **kwargs)
 
-    runs.open_folder(run, p)
-    runs.unlock(run)
-    whole, _, _ = train(p, sets, tmp_path / "whole")
+    whole, _, _ = train(small(), sets, tmp_path / "whole")
+    runs.open_folder(tmp_path / "run", small())
+    runs.unlock(tmp_path / "run")
     monkeypatch.setattr(trl.SFTTrainer, "compute_loss", full)
     with pytest.raises(AimoError, match=r"sft: out of memory at step 4; .*sft\.batch_size=2") as e:
-        train(p, sets, run)
-    again, _, _ = train(apply(str(e.value), run), sets, run)
+        train(small(), sets, tmp_path / "run")
+    advised = re.findall(r"--set (\S+)", str(e.value))  # `test_placement` gives the whole command
+    again, _, _ = train(small(*advised), sets, tmp_path / "run")
     assert losses(again) == pytest.approx(losses(whole), rel=1e-3)
 
 
