@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 from rensa import RMinHash, RMinHashLSH
 
-CHUNK = 50_000  # rows at a time: the words of more would fill the memory
+from aimo.inference.files import CHUNK  # rows at a time: the words of more would fill the memory
+
 MARKUP = re.compile(r"\\(?:left|right|[a-z]?frac|text\w*|math\w+|displaystyle|quad|[,;:! ])|[^\w+*/=<>^-]|_")
 
 

@@ -42,8 +42,8 @@ REPORT_S = 0.5
 REST_S = 2.0  # how long a server that fails is left alone, unless its Retry-After says another time
 BUSY = (429, 503)
 WRONG = (401, 402, 403, 404)  # the key, the account or the address: every request would get them
-SAMPLING = ("temperature", "top_p", "max_tokens")
-SAMPLED_BY = ("model", "system", "prompt_template", *SAMPLING)  # the keys that determine a sample
+# The keys that determine a sample.
+SAMPLED_BY = ("model", "system", "prompt_template", "temperature", "top_p", "max_tokens")
 
 
 # ---- the servers of a teacher
@@ -357,7 +357,8 @@ async def sample_of(
     prompt = wanted.prompt_template.replace("{prompt}", problem)
     system = [{"role": "system", "content": wanted.system}] if wanted.system else []
     body: dict[str, Any] = {"messages": [*system, {"role": "user", "content": prompt}]}
-    body |= {key: getattr(wanted, key) for key in SAMPLING} | {"seed": sample_seed(seed, problem, number)}
+    body |= {"temperature": wanted.temperature, "top_p": wanted.top_p, "max_tokens": wanted.max_tokens}
+    body["seed"] = sample_seed(seed, problem, number)
     reply = await servers.ask(body)
     text, thought = reply.pop("text"), reply.pop("thought").strip("\n")
     if text.strip().startswith(prompt.strip()) and not thought:
