@@ -276,7 +276,11 @@ def gpt_oss(tmp_path_factory, encoding, shared):
     config = GptOssConfig(
         **dict(vocab_size=harmony.TOKENS, hidden_size=64, intermediate_size=64, num_hidden_layers=2),
         **dict(num_local_experts=4, num_experts_per_tok=2, num_attention_heads=2, num_key_value_heads=1),
-        **dict(head_dim=32, sliding_window=128, eos_token_id=harmony.RETURN),
+        **dict(head_dim=32, sliding_window=128, max_position_embeddings=2048),
+        rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 2.0, "truncate": False}
+        | {"original_max_position_embeddings": 1024, "beta_fast": 32.0, "beta_slow": 1.0},
+        layer_types=["sliding_attention", "full_attention"],
+        eos_token_id=harmony.RETURN,
     )
     torch.manual_seed(0)
     model = GptOssForCausalLM(config).to(torch.bfloat16)
@@ -336,9 +340,7 @@ def test_a_sample_calls_python_reads_its_output_and_answers(served, tools, last,
 
 @pytest.mark.engine
 def test_a_random_model_of_the_architecture_is_sampled_over_turns_in_vllm(gpt_oss):
-    settings = resolve_settings(
-        gpt_oss, {"tools": 1.0, "max_tokens": 200, "tool_turns": 4, "max_length": 2048}
-    )
+    settings = resolve_settings(gpt_oss, {"tools": 1.0, "max_tokens": 200, "tool_turns": 4})
     assert settings.format == "harmony" and settings.tags == HARMONY
     with Engine(gpt_oss, settings) as engine:
         s = solve_problem(engine, "What is 6 x 7?", num_samples=16, kind=Integer(0, 999), policy=EXACT)
