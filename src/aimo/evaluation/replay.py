@@ -99,7 +99,8 @@ def play(
     now = tokens = longest = 0.0
     fresh = 0
     while True:
-        scale = 1.0 if rule.weight in ("equal", "programs") else voting.mean_one(each)
+        relative = each and rule.weight not in ("equal", "programs")
+        scale = len(each) / sum(each) if relative else 1.0
         scaled = {answer: weight * scale for answer, weight in weights.items()}
         counts = len(over), len(running), len(samples) - fresh
         step = rule.next_step(

@@ -219,11 +219,6 @@ def weigh(sample: Any, weight: str) -> float:
     return math.exp(-value if weight.endswith("entropy") else value)
 
 
-def mean_one(weights: Sequence[float]) -> float:
-    """Return the factor that makes the mean of some weights 1: confidences are relative."""
-    return len(weights) / sum(weights) if weights else 1.0
-
-
 class AnswerWatch:
     r"""Watches a message grow until it gives its final answer. `find` looks only at what is new.
 
