@@ -54,6 +54,7 @@ NO_NAMES = [
         ("sft.num_train_epochs=1", ["sft.num_train_epochs: unknown key, it is called sft.epochs"]),
         ("max_prompt_length=1", ["max_prompt_length: unknown key, it is called grpo.max_prompt_length"]),
         ("data=null", ["sft", "data.sft", "missing"]),
+        ("data.sft={source: distil}", ["source distil", "needs a section distil"]),
         ("data.grpo.test_split=0", ["grpo.probe_steps", "data.grpo.test_split"]),
         ("sft.eval_steps=5", ["sft.eval_steps", "data.sft.test_split"]),
         *((f"profile={json.dumps(name)}", ["profile: ", "take a name"]) for name in NO_NAMES),

@@ -243,6 +243,8 @@ def test_a_run_serves_its_teacher_where_no_server_is_named_and_keeps_what_is_rig
     tally, found = distil.distil_in_run(run, SoFar(run.profile.prompt.tags, None)), distil.reject_in_run(run)
     assert asked == [(TINY, 3, "distil")] and tally.done == 32
     assert len(found.kept) > 0 and len(found.kept) == len(records(tmp_path / "distil/kept.jsonl"))
+    source = prepare.load_sets(run.profile, tmp_path).rows["sft"]
+    assert source["solution"].to_list() == found.kept["generation"].to_list() and source["correct"].all()
     assert json.loads((run.folder / "samples.settings.json").read_text())["weights"]
 
 
@@ -345,17 +347,3 @@ def test_what_is_kept_does_not_depend_on_the_order_in_which_samples_ended(tmp_pa
         table, _ = sources.load_source(config.Source(str(path), preset="aimo distil"), 0, "distil")
         kept = distil.reject(table, Reject(max_per_problem=3)).kept.select("problem", "generation").rows()
         assert kept == [(f"{key}?", f"{i}: \\boxed{{2}}") for key in "ab" for i in range(3)]
-
-
-def test_the_source_distil_is_what_the_stage_has_kept(tmp_path):
-    source = ["distil={source: builtin, rows: 1}", "data.sft={source: distil, verbatim: true}"]
-    profile = config.load("tiny", source)
-    (tmp_path / "distil").mkdir()
-    tags = "<start_working_out>1 + 1 = 2<end_working_out><SOLUTION>2</SOLUTION>"
-    distil.write_kept(
-        distil.reject(of_sum(tags), Reject(), profile.prompt.tags).kept, tmp_path / "distil/kept.jsonl"
-    )
-    loaded = prepare.load_sets(profile, tmp_path).rows["sft"]
-    assert loaded["solution"].to_list() == [tags] and loaded["correct"].to_list() == [True]
-    with pytest.raises(AimoError, match="the source distil needs a section distil"):
-        config.load("tiny", source[1:])
