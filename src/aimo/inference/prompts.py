@@ -153,33 +153,22 @@ class Sampler(Protocol):
     queue_s: float  # seconds that a stream may wait for its first token because others ask too
 
     @property
-    def identity(self) -> str:
-        """What identifies the model by its content."""
+    def identity(self) -> str: ...  # what identifies the model by its content
+    @property
+    def written(self) -> int: ...  # changes while any stream is written to: a sign of life
+    @property
+    def has_died(self) -> bool: ...
+    def encode(self, problem: str) -> list[int]: ...  # the prompt that the first sample starts from, as ids
 
-    def encode(self, problem: str) -> list[int]:
-        """Return the token ids of the prompt that the first sample of `problem` starts from."""
-
+    # Continues `prompt` in one stream, until it ends or `until(text, token_ids)` returns True.
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
-    ) -> Completion:
-        """Continue `prompt` in one stream, until it ends or `until(text, token_ids)` returns True."""
+    ) -> Completion: ...
 
-    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Run a coroutine on the sampler's event loop, from any other thread. AimoError when it is closed."""
-
-    @property
-    def written(self) -> int:
-        """A number that changes while any stream is written to: a sign of life."""
-
-    @property
-    def has_died(self) -> bool:
-        """Whether it cannot sample any more."""
-
-    def respawn(self) -> "Sampler":
-        """Return another sampler of the same model and settings, in place of this one, which has failed."""
-
-    def close(self) -> None:
-        """End what runs and free its resources."""
+    # Runs a coroutine on the sampler's event loop, from any other thread. AimoError when it is closed.
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T: ...
+    def respawn(self) -> "Sampler": ...  # another of the same model and settings, in place of a failed one
+    def close(self) -> None: ...  # ends what runs and frees its resources
 
 
 class BackgroundLoop:
