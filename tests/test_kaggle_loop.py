@@ -84,6 +84,7 @@ def test_the_second_version_of_a_model_is_compared_byte_for_byte_with_what_kaggl
     kaggle, aimo, refused, run_dir
 ):
     assert aimo("model", "push", run_dir)[0] == 0
+    kaggle.faults["ListModelInstanceVersionFiles"] = [(404, "not yet")]
     code, out, err = aimo("model", "push", run_dir)
     assert (code, out) == (0, f"model: {MODEL}/2\n"), err
     (created,) = kaggle.asked("CreateModel")
@@ -251,8 +252,13 @@ def test_an_output_that_lies_elsewhere_is_refused(kaggle, aimo, refused, tmp_pat
 
 
 def test_a_file_that_does_not_arrive_makes_no_version_and_the_next_call_sends_only_that(
-    kaggle, aimo, refused, run_dir
+    kaggle, aimo, refused, run_dir, monkeypatch
 ):
+    from aimo.kaggle import client
+
+    with monkeypatch.context() as pressed:
+        pressed.setattr(client.Api, "upload_complete", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        assert "interrupted; give the same command again" in refused("model", "push", run_dir)
     kaggle.faults["PUT model.safetensors"] = [(400, "Bad upload")]
     assert "model.safetensors; no version was made" in refused("model", "push", run_dir)
     assert not kaggle.asked("CreateModelInstance")
