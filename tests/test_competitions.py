@@ -24,7 +24,7 @@ from aimo.evaluation import evaluate, replay, scores, submission, traces
 from aimo.evaluation.benchmarks import Question
 from aimo.evaluation.completions import EvaluationHeader, Trace
 from aimo.inference import competitions, gateway
-from aimo.inference.answers import Choice, Integer, Latex, Nemotron, Number, Text
+from aimo.inference.answers import Choice, Integer, Latex, Nemotron, Number, Proof, Text
 from aimo.inference.competitions import COMPETITIONS, read_competition, score_of
 from aimo.inference.errors import AimoError
 from aimo.inference.journal import Journal
@@ -401,6 +401,7 @@ def test_what_is_none_of_the_kind_is_not_read_and_the_fallback_stands_in_a_submi
         (Choice("AB"), "C", "A, B", ""), (Text(), "  ", "x" * 501),
     ):  # fmt: skip
         assert {kind.read(text) for text in texts} == {None} and kind.accepts(kind.fallback), kind
+    assert not Proof(pages=1).accepts("x" * 3001)
 
 
 def test_journals_hold_each_kind_and_refuse_another(tmp_path):

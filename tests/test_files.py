@@ -187,6 +187,9 @@ def test_keys_of_objects_are_columns_as_objects_and_as_json_in_a_csv(tmp_path):
     for name in ("a.jsonl", "a.csv", "a.parquet"):
         table = files.read_tables([tmp_path / name], "", ["m.gold", "m.n.0.k", "m.none"])
         assert table.rows.row(0) == ("4", "deep") and {"m.gold", "m.n"} <= set(table.columns)
+    (tmp_path / "b.jsonl").write_text(lines({"problem": row}))
+    with pytest.raises(AimoError, match="holds objects in the column 'problem'"):
+        files.read_texts(tmp_path / "b.jsonl", "file ")
 
 
 def test_lines_that_cannot_be_read_are_skipped_and_counted(tmp_path):
