@@ -148,7 +148,8 @@ def test_public_traces_are_replayed_by_the_competition_s_equality(tmp_path, name
         row = {"id": id_, "answer": gold, "samples": [{"text": text} for text in texts]}
         public.open("a").write(json.dumps(row) + "\n")
     assert replayed(public, None, read_competition(rules).answer) == {"7": True, "8": True, "9": False}
-    assert "public: 3 questions" in here("replay", public, "--competition", rules, "--draws", "2").stdout
+    given = public, "--competition", rules, "--draws", "2"
+    assert "public: 3 questions" in here("replay", *given).stdout and here("forecast", *given).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,11 @@ def test_what_states_the_right_answer_and_is_not_read_is_counted_and_shown(tmp_p
 # Kills at the first sample, and before and after a file is written.
 @pytest.mark.parametrize(
     "name, kind, kills",
-    [("floats", "csv", ["ask 7"]), ("letters", "parquet", ["ask 1", "open 3", "os.rename 3"])],
+    [
+        ("floats", "csv", ["ask 7"]),
+        ("letters", "parquet", ["ask 1", "open 3", "os.rename 3"]),
+        ("texts", "csv", ["ask 7"]),
+    ],
 )
 def test_the_kernel_ships_the_competition_and_leaves_a_whole_file_at_any_death_as_on_kaggle(
     tmp_path, name, kind, kills
