@@ -185,7 +185,7 @@ def test_a_command_whose_output_another_process_writes_is_refused(name, model, t
     "out, told",
     [
         ("/proc/a.csv", "No such file or directory; take another --out"),
-        ("{inputs}/folder.csv", "is a folder"),
+        ("{inputs}/folder.csv", "no folder"),
         ("{inputs}/../{inputs.name}/test.csv", "it is the file of --test"),
         ("{inputs}/a", "a .csv or a .parquet file"),
     ],
