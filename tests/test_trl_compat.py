@@ -78,3 +78,21 @@ def test_a_stop_that_python_swallows_as_in_a_finaliser_is_raised_at_the_end_of_t
     for stop in (lambda: display.interrupt(2, None), lambda: display.on_step_end(None, None, None)):
         with pytest.raises(KeyboardInterrupt):
             stop()
+
+
+def test_the_vllm_that_samples_answers_probes_greedily_with_the_newest_weights_and_then_samples_as_before():
+    made, seen = object.__new__(compat.ExactGeneration), []
+    made.max_model_length, made.accelerator = 8, SimpleNamespace(num_processes=1, process_index=0)
+    before = dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "repetition_penalty"), 0.7)
+    before |= {"max_completion_length": 99, "generation_kwargs": None}
+    vars(made).update(before)
+    made.sync_weights = lambda: seen.append("weights")
+
+    def generate(prompts, images, count):
+        seen.append((made.temperature, made.max_completion_length, made.generation_kwargs))
+        return prompts, [[7]] * len(prompts), None, None
+
+    made.generate = generate
+    assert made.answer([[1, 2], [3]], 5, 0) == [[7], [7]]
+    assert seen == ["weights", (0.0, 5, {"stop_token_ids": [0]})] and before.items() <= vars(made).items()
+    assert made.answer([[1] * 8], 5, 0) is None, "there is no room to answer"
