@@ -590,7 +590,7 @@ def test_the_advice_when_memory_runs_out_continues_the_run_with_the_same_losses(
     monkeypatch.setattr(trl.SFTTrainer, "compute_loss", full)
     with pytest.raises(AimoError, match=r"sft: out of memory at step 4; .*sft\.batch_size=2") as e:
         train(small(), sets, tmp_path / "run")
-    advised = re.findall(r"--set (\S+)", str(e.value))  # `test_placement` gives the whole command
+    advised = re.findall(r"--set ([\w.=]+)", str(e.value))  # `test_placement` gives the whole command
     again, _, _ = train(small(*advised), sets, tmp_path / "run")
     assert losses(again) == pytest.approx(losses(whole), rel=1e-3)
 
