@@ -1,6 +1,7 @@
 """Profiles: what is read, what is refused by its key, what may change in a run."""
 
 import json
+import time
 
 import pytest
 from conftest import TINY
@@ -179,9 +180,17 @@ def test_a_context_that_is_set_is_taken_by_inference_alone_whatever_the_default(
     assert config.load("tiny", ["model.max_length=null"]).model.max_length == 2048  # where a stage trains
 
 
-def test_a_profile_that_is_too_deep_is_refused(tmp_path):
-    (tmp_path / "p.yaml").write_text("a: " + "[" * 5000 + "]" * 5000)
-    with pytest.raises(AimoError, match=r"p.yaml: not valid YAML: it is nested more than 50 deep"):
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize("text", [BOMB, "a: " + "[" * 5000 + "]" * 5000])
+def test_a_profile_that_is_too_deep_or_explodes_is_refused_at_once(tmp_path, text):
+    (tmp_path / "p.yaml").write_text(text)
+    begun = time.monotonic()
+    with pytest.raises(AimoError, match=r"p.yaml: not valid YAML: it is nested more than 50 deep, or holds"):
         config.load(tmp_path / "p.yaml")
     with pytest.raises(AimoError, match="is not a YAML value"):
         config.load("tiny", [f"sft.trl={'[' * 2000}"])
+    assert time.monotonic() - begun < 1

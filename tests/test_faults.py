@@ -276,3 +276,9 @@ def test_a_sandbox_that_runs_out_of_descriptors_costs_the_programs_and_not_the_s
     sampler = Scripted(lambda _, prompt: right(0, "") if "```output" in prompt else PROGRAM, tools=1.0)
     assert [ask(predictor(lambda: sampler)) for _ in range(2)] == [42, 42]
     assert capsys.readouterr().out.count(full.strerror) == 1
+
+
+@pytest.mark.parametrize("id_, problem", [("q", "6 x 7"), (5, None), ([], []), (None, float("nan"))])
+def test_predict_takes_whatever_kind_of_value_a_gateway_gives(id_, problem):
+    row = predictor(lambda: Scripted(right))(id_, problem)
+    assert row.columns == ["id", "answer"] and row.shape == (1, 2)

@@ -1,6 +1,8 @@
 """A stage in two processes gives what it gives in one; Slurm is played by two small scripts that start its
 tasks here."""
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -13,8 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from conftest import AIMO, SMALL, TINY, aimo, here, settings, wait_for
+from conftest import AIMO, SMALL, TINY, aimo, here, left_of, settings, wait_for
 
 from aimo import config
 from aimo.data import prepare
@@ -112,6 +115,30 @@ def test_two_processes_stopped_by_ctrl_c_and_started_again_have_the_losses_of_on
     assert state["train_batch_size"] == 2 * 4 / 2
     assert here(*command).stdout == "grpo: finished before, kept\n"
     runs.unlock(prepared)
+
+
+@pytest.mark.slow  # two processes of a job, up to their training
+def test_a_killed_launch_leaves_no_rank_and_the_folder_stays_locked_until_the_last_has_ended(
+    prepared, tmp_path
+):
+    with (tmp_path / "out").open("w") as output:
+        command = [str(AIMO), *asked("sft", prepared, "--cpu", "2")]
+        process = psutil.Popen(command, stdout=output, stderr=output)
+
+    def can_lock() -> bool:
+        with (prepared / "lock").open("a") as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    # aimo's guard, accelerate and two ranks
+    wait_for(lambda: process.poll() is not None or len(process.children(recursive=True)) >= 4)
+    below = process.children(recursive=True)
+    assert process.poll() is None and not can_lock()
+    process.terminate()
+    process.wait(10)
+    wait_for(can_lock, 60)
+    assert left_of(below) == [], (prepared / "sft/launch.log").read_text()[-2000:]
 
 
 # ---- GRPO with vLLM, on a CPU

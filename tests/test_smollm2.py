@@ -185,7 +185,7 @@ FEW = [
 
 @pytest.mark.train
 def test_sft_and_grpo_with_a_real_model(smollm2, tmp_path, monkeypatch):
-    """Two steps of SFT, and one of GRPO with vLLM; each is merged."""
+    """Two steps of SFT, and one of GRPO with vLLM, each merged; the same steps of SFT with Unsloth."""
     subprocess.run([sys.executable, MAKE.with_name("problems.py")], check=True)
     monkeypatch.delenv("PYTEST_CURRENT_TEST")  # a kernel that sees it has no descriptor for vLLM's output
     road = tmp_path / "run"
@@ -199,3 +199,12 @@ def test_sft_and_grpo_with_a_real_model(smollm2, tmp_path, monkeypatch):
         assert tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, tokenize=False) == ASKED
     sft, grpo = ((road / stage / "model" / "model.safetensors").read_bytes() for stage in ("sft", "grpo"))
     assert len(sft) == len(grpo) and sft != grpo, "the adapter of GRPO is merged"
+
+    # Unsloth's losses are those of Transformers, but for the rounding of bfloat16.
+    there, few = tmp_path / "unsloth", [*FEW, "model.backend=unsloth"]
+    done = aimo("run", "--profile", "smollm2", "--until", "sft", "--run-dir", str(there), *settings(few))
+    assert done.returncode == 0, done.stderr
+    plain, theirs = (
+        [r["loss"] for r in read_lines(x / "sft/log.jsonl") if "loss" in r] for x in (road, there)
+    )
+    assert len(plain) == 2 and theirs == pytest.approx(plain, abs=0.02)

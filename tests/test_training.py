@@ -462,17 +462,69 @@ def test_packing_that_unsloth_would_leave_out_is_refused(sets, tmp_path, monkeyp
 # ---- Probes, DPO
 
 
+@pytest.fixture(scope="module")
+def grpo_trainer(sets, tmp_path_factory):
+    """GRPO's trainer before its first step, with adapters that say something."""
+    import torch
+
+    trainer, model, tokenizer = built(small(), sets["grpo"], tmp_path_factory.mktemp("grpo"), "grpo")
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.02)
+    return trainer, model, tokenizer
+
+
 @trains
-def test_probes_are_logged_and_the_best_model_probed_is_what_is_kept(tmp_path, sets):
+def test_log_probabilities_without_padding_are_those_with_it_and_so_are_their_gradients(grpo_trainer):
+    import torch
+    from trl import GRPOTrainer
+
+    trainer, model, tokenizer = grpo_trainer
+    asked, replied = 9, 40
+    rng = torch.Generator().manual_seed(0)
+    mask = torch.zeros(30, asked + replied, dtype=torch.long)
+    for row in mask:
+        left = torch.randint(0, asked, (1,), generator=rng)
+        right = torch.randint(0, replied, (1,), generator=rng)
+        row[left : asked + right] = 1  # of a completion that is masked as cut off, nothing
+    ids = torch.randint(5, 60, mask.shape, generator=rng) * mask + tokenizer.pad_token_id * (1 - mask)
+    shown, found, widths = mask[:, asked:].bool(), [], []
+    model.get_base_model().model.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    ours = trainer._get_per_token_logps_and_entropies
+    theirs = GRPOTrainer._get_per_token_logps_and_entropies.__get__(trainer)
+    for compute in (ours, theirs):
+        logps, entropies, _ = compute(model, ids, mask, replied, compute_entropy=True)
+        model.zero_grad()
+        logps[shown].sum().backward()
+        weights = [weight for weight in model.parameters() if weight.grad is not None]
+        gradients = torch.cat([weight.grad.flatten() for weight in weights])
+        assert logps.shape == entropies.shape == shown.shape
+        found.append((logps[shown].detach(), entropies[shown].detach(), gradients))
+    for mine, other in zip(*found, strict=True):
+        assert mine.abs().sum() > 1 and torch.allclose(mine, other, rtol=1e-3, atol=1e-4)
+    assert len(widths) == 5 and min(widths) < widths[-1] == asked + replied, "nothing was trimmed"
+
+
+def right_first(texts, count):
+    return [i < count for i in range(len(texts))]
+
+
+@trains
+def test_probes_are_logged_and_the_best_model_probed_is_what_is_kept(tmp_path, sets, monkeypatch):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    rights = iter([1, 3, 2])  # of the probes at steps 0, 2 and 4: the last model is not the best
+    monkeypatch.setattr(callbacks, "are_correct", lambda texts, *_: right_first(texts, next(rights)))
     p = small("grpo.learning_rate=0.02", "grpo.max_completion_length=30")
     log, model, tokenizer = train(p, sets, tmp_path, "grpo")
     probes = {r["step"]: r["probe/accuracy"] for r in log if "probe/accuracy" in r}
     kept = json.loads((tmp_path / "grpo/trained/probe.json").read_text())
     assert list(probes) == [0, 2, 4]
-    assert kept["probe/accuracy"] == max(probes[2], probes[4]) == probes[kept["step"]]
+    assert kept["step"] == 2 and kept["probe/accuracy"] == probes[2] > probes[4]
     apart = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(TINY), tmp_path / "grpo/trained")
     answered = [models.complete(m, tokenizer, sets["heldout"], 30) for m in (model, apart)]
     assert answered[0] == answered[1], "the model in memory is another than the one that was kept"

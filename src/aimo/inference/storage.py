@@ -192,7 +192,7 @@ class SampleFile(LineFile):
                 raise AimoError(f"{self.path} has other samples: {was}; take another {self.other}")
 
 
-DEEPEST = 50  # nested values of YAML
+DEEPEST, MOST = 50, 100_000  # of YAML: nested values, and values with every alias written out
 
 
 class Loader(yaml.CSafeLoader):
@@ -217,12 +217,22 @@ Loader.add_implicit_resolver(
 
 
 def load_yaml(text: str) -> Any:
-    """Return the value of a YAML text. Raises YAMLError, also for one that is too deep."""
-    depth = 0
+    """Return the value of a YAML text. Raises YAMLError, also for one that is too deep or too large."""
+    sizes: dict[str | None, int] = {}
+    nested: list[tuple[str | None, int]] = [(None, 0)]  # anchor, and values so far
     for event in yaml.parse(text, Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
+        (anchor, count), size = nested[-1], 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            nested.append((event.anchor, 1))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            nested.pop()
+            sizes[anchor], size = count, count
+        elif isinstance(event, yaml.AliasEvent | yaml.ScalarEvent):
+            size = sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+        if size:
+            nested[-1] = nested[-1][0], nested[-1][1] + size
+        if len(nested) > DEEPEST or nested[-1][1] > MOST:
+            raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep, or holds more than {MOST:,} values")
     return yaml.load(text, Loader)
 
 
