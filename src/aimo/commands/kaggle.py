@@ -181,7 +181,7 @@ def submit(
                     if isinstance(kind, Proof) and (fault := proofs.fault_of_form(answer, kind.pages)):
                         print(f"{name}: {fault}")
     with client.sign_in(dry_run) as api:
-        print(versions.submit(api, kernel, message, competition, number, wait))
+        print(versions.submit_version(api, kernel, message, competition, number, wait))
 
 
 @app.command()

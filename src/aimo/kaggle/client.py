@@ -145,7 +145,7 @@ class Api(KaggleApi):  # type: ignore[misc]
                         told = f"rate limit of Kaggle: waiting {pause:.0f} s, until {until:%H:%M:%S}"
                         print(told, file=sys.stderr)
                 if pause is None or pause > LONGEST_PAUSE_S:
-                    error.told = f"{thing}: {explain(error, repeatable)}"  # type: ignore[attr-defined]
+                    error.told = f"{thing}: {explain_answer(error, repeatable)}"  # type: ignore[attr-defined]
                     raise
             except ValueError as error:
                 raise AimoError(
@@ -266,7 +266,7 @@ def status_of(error: requests.RequestException) -> tuple[int | None, str]:
     return code if code >= 400 else int(body.get("code", 500)), str(body.get("message") or error)
 
 
-def explain(error: requests.RequestException, repeatable: bool) -> str:
+def explain_answer(error: requests.RequestException, repeatable: bool) -> str:
     code, text = status_of(error)
     said = redact(" ".join(text.split()))[:200]
     unsure = "whether it arrived is not known: look before you do it again"

@@ -138,9 +138,8 @@ def follow_version(api: Api, version: Version, metadata: dict[str, Any]) -> None
                     print(f"{version} {told}")
         last = state
         if state == State.RUNNING:
-            with contextlib.suppress(
-                requests.RequestException, ValueError
-            ):  # it breaks off until the next look
+            # Until the next look where it breaks off.
+            with contextlib.suppress(requests.RequestException, ValueError):
                 for count, line in enumerate(read_log(api, version), 1):
                     if count > seen:
                         print(line, flush=True)
@@ -179,10 +178,7 @@ def download_output(api: Api, version: Version) -> Path:
         try:
             api.kernels_output(version.path, str(partial), quiet=True)
             break
-        except (
-            requests.ConnectionError,
-            requests.Timeout,
-        ):  # at a file's start; within one the client goes on
+        except (requests.ConnectionError, requests.Timeout):  # within a file the client itself goes on
             if attempt == TRIES:
                 raise
         time.sleep(PAUSE_S * 2 ** (attempt - 1))
@@ -195,16 +191,15 @@ def download_output(api: Api, version: Version) -> Path:
     if wrong:
         raise AimoError(f"{version}: not whole: {', '.join(sorted(wrong))}; give the same command again")
     log = partial / f"{slug}.log"
-    with contextlib.suppress(
-        OSError, ValueError, TypeError, KeyError
-    ):  # there is none, or it is text already
+    # There is none, or it is text already.
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         write_whole(log, "".join(entry["data"] for entry in json.loads(log.read_text())))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder
 
 
-def submit(
+def submit_version(
     api: Api, what: str, message: str, competition: str | None, number: int | None = None, wait: bool = False
 ) -> str:
     """Submit a version of a kernel (the last one if no number is given), or a file; return a line with the
