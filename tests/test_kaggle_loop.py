@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import tempfile
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -251,13 +250,17 @@ def test_an_output_that_lies_elsewhere_is_refused(kaggle, aimo, refused, tmp_pat
     assert not list(tmp_path.rglob("up.txt"))
 
 
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_a_file_that_does_not_arrive_makes_no_version_and_the_next_call_sends_only_that(
     kaggle, aimo, refused, run_dir, monkeypatch
 ):
     from aimo.kaggle import client
 
     with monkeypatch.context() as pressed:
-        pressed.setattr(client.Api, "upload_complete", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        pressed.setattr(client.Api, "upload_complete", interrupt)
         assert "interrupted; give the same command again" in refused("model", "push", run_dir)
     kaggle.faults["PUT model.safetensors"] = [(400, "Bad upload")]
     assert "model.safetensors; no version was made" in refused("model", "push", run_dir)
@@ -274,7 +277,7 @@ def test_after_ctrl_c_a_version_goes_on_and_the_line_says_how_to_get_its_output(
     from aimo.kaggle import versions
 
     with monkeypatch.context() as pressed:
-        pressed.setattr(versions, "ask_state", lambda *_: signal.raise_signal(signal.SIGINT))
+        pressed.setattr(versions, "ask_state", interrupt)
         line = refused("push", "submission", "--wait")
     assert f"interrupted; {KERNEL} version 1 goes on at Kaggle: `aimo kaggle status {KERNEL}`" in line
     assert aimo("output", KERNEL)[0] == 0 and len(kaggle.kernels[KERNEL]) == 1
