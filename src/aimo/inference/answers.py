@@ -1,8 +1,8 @@
-# ruff: noqa: RUF001 (completions hold such signs)
-"""Answers, as rewards, figures and votes all read them: found in a completion, then read by their kind.
+# ruff: noqa: RUF001 (completions contain such characters)
+"""Find the final answer in a completion and read its value, for rewards, metrics and votes alike.
 
-`extract` finds the text of a completion's final answer, in tags, a box or a phrase. A competition's kind of
-answer (`Integer`, `Number`, …) reads the text's value, compares values, and says what may be submitted.
+`extract` finds the answer's text in tags, a box or a phrase. A competition's kind of answer (`Integer`,
+`Number`, …) reads the value of that text, compares values and decides what may be submitted.
 """
 
 import importlib
@@ -19,17 +19,17 @@ from aimo.inference import expressions
 from aimo.inference.settings import PUBLIC, NonNegative, Positive, Tags, strict
 
 DEFAULT_TAGS = Tags()
-PUBLIC_THINK_ENDS = tuple(tags.think_end for tags in PUBLIC)  # data has them, whatever the profile's tags
+PUBLIC_THINK_ENDS = tuple(tags.think_end for tags in PUBLIC)  # data may use them whatever the profile's tags
 BRACE, DIGITS = re.compile(r"[{}]"), re.compile(r"-?\d+")
-LONGEST = 5000  # characters of a box
+LONGEST = 5000  # characters in a box
 BOX = re.compile(r"(?:\\(?:boxed|fbox|framebox)|(?<![\w\\])boxed(?=\{))(?![A-Za-z])\s*")
 EMPTY = re.compile(
     r"(?:\\(?:[lc]?dots|text\w*|math\w+|q?quad|square|Box|phantom)(?![a-z])|\\[ ,;:!]|[\s{}.$?_~…])*"
 )
-BETWEEN = re.compile(  # boxes of one list: "x = \boxed{3}, \boxed{5} and y = \boxed{7}"
+BETWEEN = re.compile(  # between boxes of one list: "x = \boxed{3}, \boxed{5} and y = \boxed{7}"
     r"(?:\s(?!\s*\n)|[$,;&]|\\[()\[\],;: ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or|[a-zA-Z](?:_\w)? ?=)*"
 )
-WORDS = (  # of PHRASE, which is ten times slower to search for
+WORDS = (  # literal parts of PHRASE, ten times faster to find than the pattern
     "nswer", "A:", "####", "NSWER", "inal result", "espuesta", "esposta", "isposta", "Antwo", "Cevap",
     "Jawaban", "答", "éponse", "Ответ", "답", "Odpowiedź", "Đáp án", "الجواب", "الإجابة", "उत्तर", "คำตอบ",
 )  # fmt: skip
@@ -66,9 +66,9 @@ BOLD_END = re.compile(r"\*\*([^*\n]+)\*\*\.?\s*\Z")
 def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
     r"""Return the final answer of a completion, or None.
 
-    The text after the thought comes first, then the thought. In each: the last that is filled of the answer
-    tags, `<answer>…</answer>` and `\boxed{…}` (boxes in one list are one answer, `3, 5, 7`), else the last
-    `#### x`, `A: x` or "the answer is x", else what the text ends with in bold.
+    Searches the text after the thought, then the thought. In each it looks for the last non-empty answer
+    tags, `<answer>…</answer>` or `\boxed{…}` (boxes in one list form one answer, `3, 5, 7`), then for the
+    last `#### x`, `A: x` or "the answer is x", then for bold text at the end.
     """
     if "\x08" in completion or "\x0c" in completion:
         completion = expressions.restore_backslashes(completion)
@@ -79,11 +79,11 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
     for text in (completion[after:], completion[:after]):
         if "box" in text or "</answer>" in text or tags.answer_end in text:
             found = [tagged(text, "<answer>", "</answer>"), boxed(text)]
-            if not tags.answer_start.startswith("\\"):  # a box as tags is found above, with balanced braces
+            if not tags.answer_start.startswith("\\"):  # `boxed` finds boxes, with balanced braces
                 found.append(tagged(text, tags.answer_start, tags.answer_end))
             if any(found):
                 answer = max(filter(None, found))[1]
-                inner = boxed(answer)  # a box inside the tags is unwrapped
+                inner = boxed(answer)  # unwrap a box inside the tags
                 return inner[1] if inner else phrased(answer) or answer
         if phrase := phrased(text):
             return phrase
@@ -94,7 +94,7 @@ def extract(completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
 
 
 def phrased(text: str) -> str | None:
-    """Return what the last `####`, `A:` or "answer is" states: display maths, or a line's first clause."""
+    """Return the answer after the last `####`, `A:` or "answer is": display maths or the first clause."""
     near = max(map(text.rfind, WORDS))
     for begin in (max(0, near - 1), 0) if near >= 0 else ():  # from the last word, then from the start
         for phrase in reversed(list(PHRASE.finditer(text, begin))[-50:]):
@@ -119,7 +119,7 @@ def phrased(text: str) -> str | None:
 
 
 def tagged(text: str, start: str, end: str) -> tuple[int, str] | None:
-    """Return the last filled `start…end` of a text as (position, content)."""
+    """Return the last non-empty `start…end` in a text as (position, content)."""
     stop = text.rfind(end)
     while stop >= 0 and (begin := text.rfind(start, 0, stop)) >= 0:
         if content := text[begin + len(start) : stop].strip():
@@ -129,11 +129,11 @@ def tagged(text: str, start: str, end: str) -> tuple[int, str] | None:
 
 
 def boxed(text: str) -> tuple[int, str] | None:
-    r"""Return the last filled `\boxed`, `\fbox` or `\framebox` of a text as (position, content).
+    r"""Return the last non-empty `\boxed`, `\fbox` or `\framebox` in a text as (position, content).
 
-    Different boxes of one list are joined by commas. A box that is left open counts where none is closed.
+    Different boxes of one list are joined by commas. An open box counts only if no box is closed.
     """
-    cut_off, last = None, None  # `last`: the list after the box in hand, as (position, contents)
+    cut_off, last = None, None  # `last`: the list that follows the current box, as (position, contents)
     for box in reversed(list(BOX.finditer(text))[-100:]) if "box" in text else ():
         begin = box.end()
         if not text.startswith("{", begin):  # \boxed 5
@@ -167,10 +167,10 @@ def closing_brace(text: str, start: int) -> int:
 
 
 def to_integer(answer: str | None) -> int | None:
-    r"""Return an answer as an integer, or None when it is not certain to be one.
+    r"""Return the integer that an answer states, or None if that is uncertain.
 
-    Reads `1{,}024`, `2^{10}`, `\frac{84}{2}`, `42.0`, `7!`, `m+n = 42`, `5\text{ apples}`, `five`; gives None
-    for several values.
+    Reads `1{,}024`, `2^{10}`, `\frac{84}{2}`, `42.0`, `7!`, `m+n = 42`, `5\text{ apples}` and `five`. Several
+    values give None.
     """
     return None if answer is None else expressions.integer(answer)
 
@@ -178,20 +178,20 @@ def to_integer(answer: str | None) -> int | None:
 # Kinds of answers
 
 Value = int | float | str
-LONGEST_TEXT = 500  # characters of a text
+LONGEST_TEXT = 500  # characters in a text answer
 FLOAT = re.compile(r"[-+]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})(?:[eE][-+]?\d{1,3})?")
 Tolerance = Annotated[float, Field(ge=0, lt=1e300)]
 
 
 class AnswerKind:
-    """What all kinds share. Without an override, equal values are equal answers."""
+    """The base of all kinds. Unless overridden, answers are equal if their values are."""
 
-    type: ClassVar[Any] = str  # of the values
-    noun: ClassVar[Any] = "text"  # what a value is, for messages
-    fallback: ClassVar[Any] = ""  # the answer of a question without votes
-    is_exact: ClassVar[bool] = True  # whether equal values alone are equal answers
-    is_slow: ClassVar[bool] = False  # whether equality may take seconds
-    modules: ClassVar[tuple[str, ...]] = ()  # of inference, which kernels ship for this kind alone
+    type: ClassVar[Any] = str  # of a value
+    noun: ClassVar[Any] = "text"  # names a value in messages
+    fallback: ClassVar[Any] = ""  # the answer if a question has no votes
+    is_exact: ClassVar[bool] = True  # whether only identical values are equal answers
+    is_slow: ClassVar[bool] = False  # whether a comparison may take seconds
+    modules: ClassVar[tuple[str, ...]] = ()  # inference modules that kernels ship only for this kind
 
     def __str__(self) -> str:
         return f"{'an' if self.noun[0] in 'aeio' else 'a'} {self.noun}"
@@ -205,24 +205,24 @@ class AnswerKind:
         raise NotImplementedError
 
     def gold(self, text: str) -> Any:
-        """Return the value of a known answer, or None where it is none of the kind."""
+        """Return the value of a known answer, or None if it is not of this kind."""
         return self.read(text)
 
     def equal(self, a: Any, b: Any) -> bool:
         return bool(a == b)
 
     def group(self, value: Any, known: Iterable[Any]) -> Any:
-        """Return the first of the known values that equals a value, else the value itself."""
+        """Return the first known value that equals `value`, or `value` itself."""
         return value if self.is_exact else next((one for one in known if self.equal(one, value)), value)
 
     def accepts(self, value: Any) -> bool:
-        """Return whether a value may stand in a submission."""
+        """Return whether a value may be submitted."""
         return type(value) is self.type
 
 
 @dataclass(config=strict, frozen=True)
 class Integer(AnswerKind):
-    """An integer within low…high; a larger result is reduced by the modulus first."""
+    """An integer from low to high. If there is a modulus, the answer is reduced by it first."""
 
     type: ClassVar[Any] = int
 
@@ -258,7 +258,7 @@ class Integer(AnswerKind):
 
 @dataclass(config=strict, frozen=True)
 class Number(AnswerKind):
-    """A real number. Equal are those within a relative tolerance, or an absolute one."""
+    """A real number. Two are equal within a relative or an absolute tolerance."""
 
     type: ClassVar[Any] = float
     noun: ClassVar[Any] = "number"
@@ -267,7 +267,7 @@ class Number(AnswerKind):
 
     relative: Tolerance = 0.0
     absolute: Tolerance = 0.0
-    decimals: NonNegative | None = None  # that an answer is rounded to
+    decimals: NonNegative | None = None  # to which an answer is rounded
     kind: Literal["number"] = "number"
 
     def read(self, text: str | None) -> float | None:
@@ -280,7 +280,7 @@ class Number(AnswerKind):
                 plain = expressions.canonical(text) if len(text) <= LONGEST else ""
                 found = expressions.number(plain)
                 if found is None and len(both := expressions.values(plain.rpartition("=")[2])) == 2:
-                    a, b = map(complex, both)  # at two points: equal where no name is left
+                    a, b = map(complex, both)  # at two points, equal if no name is left
                     tiny = 1e-12 * max(1.0, abs(a))
                     found = a.real if abs(a.imag) < tiny and abs(a - b) <= tiny else None
             found = math.nan if found is None else float(found)
@@ -299,7 +299,7 @@ class Number(AnswerKind):
 
 @dataclass(config=strict, frozen=True)
 class Choice(AnswerKind):
-    """A letter, or several letters in the alphabet's order."""
+    """One letter, or several in alphabetical order."""
 
     letters: Annotated[str, Field(pattern="^[A-Z]{2,26}$")] = "ABCD"
     several: bool = False  # whether an answer may have more than one
@@ -327,12 +327,12 @@ class Choice(AnswerKind):
 
 @dataclass(config=strict, frozen=True)
 class Text(AnswerKind):
-    """A short text. Equal are those that are the same but for spaces, or for capitals too."""
+    """A short text. Settings decide whether spaces and case distinguish two texts."""
 
     is_exact: ClassVar[bool] = False
 
-    spaces: bool = False  # whether they tell texts apart; those at both ends never do
-    case: bool = True  # whether capitals tell texts apart
+    spaces: bool = False  # whether spaces distinguish texts; those at the ends never do
+    case: bool = True  # whether case distinguishes texts
     kind: Literal["text"] = "text"
 
     def read(self, text: str | None) -> str | None:
@@ -354,7 +354,7 @@ class Text(AnswerKind):
 
 @dataclass(config=strict, frozen=True)
 class Latex(AnswerKind):
-    """A mathematical answer of any form. Equal are those that the judge finds equal."""
+    """A mathematical answer of any form. The judge decides which are equal."""
 
     is_exact: ClassVar[bool] = False
     noun: ClassVar[Any] = "answer in LaTeX"
@@ -372,23 +372,23 @@ class Latex(AnswerKind):
 
     def group(self, value: Any, known: Iterable[Any]) -> Any:
         firsts = list(known)
-        judge = importlib.import_module("aimo.inference.judge")  # not for all kernels: it is one of `modules`
+        judge = importlib.import_module("aimo.inference.judge")  # one of `modules`: not every kernel has it
         verdicts = zip(firsts, judge.are_equal([value] * len(firsts), firsts), strict=True)
         return next((one for one, same in verdicts if same), value)
 
 
 @dataclass(config=strict, frozen=True)
 class Nemotron(AnswerKind):
-    """What the metric of the NVIDIA Nemotron Model Reasoning Challenge reads and takes as equal."""
+    """An answer as the metric of the NVIDIA Nemotron Model Reasoning Challenge reads and compares it."""
 
     is_exact: ClassVar[bool] = False
 
     kind: Literal["nemotron"] = "nemotron"
 
     def find(self, completion: str, tags: Tags = DEFAULT_TAGS) -> str | None:
-        r"""Return the text after the last filled `\boxed{`, up to the last brace before the next box.
+        r"""Return the text after the last non-empty `\boxed{`, up to the last brace before the next box.
 
-        Without a box, what the last "final answer is" line states, else the last number, else the last line.
+        Without a box, fall back to the last "final answer is", then the last number, then the last line.
         """
         boxes = completion.split("\\boxed{")[1:]
         filled = [part[: part.rfind("}")] if "}" in part else part for part in boxes]
@@ -405,9 +405,9 @@ class Nemotron(AnswerKind):
         return (text or "").strip() or None
 
     def equal(self, a: Any, b: Any) -> bool:
-        """Return whether an answer `b` counts for the gold answer `a`: bits are texts, numbers may be near.
+        """Return whether `b` matches the gold answer `a`. Bits must be identical; numbers may be close.
 
-        As in kaggle.com/code/metric/nvidia-nemotron-metric, version 15.
+        Follows kaggle.com/code/metric/nvidia-nemotron-metric, version 15.
         """
         a, b = a.strip().lower(), b.strip().lower()
         if not re.fullmatch("[01]+", a):
@@ -418,12 +418,12 @@ class Nemotron(AnswerKind):
         return bool(a == b)
 
 
-PAGE = 3000  # characters of Markdown that a printed page holds, about
+PAGE = 3000  # approximate characters of Markdown on a printed page
 
 
 @dataclass(config=strict, frozen=True)
 class Proof(AnswerKind):
-    """A proof in Markdown with LaTeX, of at most so many pages. No two are equal, and none is known."""
+    """A proof in Markdown with LaTeX, with an optional limit on its pages. No question has a known one."""
 
     modules: ClassVar[tuple[str, ...]] = ("proofs",)
     fallback: ClassVar[Any] = "No proof was found."
@@ -450,10 +450,10 @@ INTEGER = Integer()
 
 
 def write_kind(kind: AnswerKind) -> dict[str, Any]:
-    """Return a kind as the header of a file names it."""
+    """Return a kind as a file's header stores it."""
     return dict(KIND.dump_python(kind, mode="json"))
 
 
 def read_kind(written: dict[str, Any]) -> Any:
-    """Return the kind that a header names; ValueError where it names none."""
+    """Return the kind stored in a header. ValueError if it is invalid."""
     return KIND.validate_json(json.dumps(written))

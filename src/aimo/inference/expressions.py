@@ -1,10 +1,10 @@
-# ruff: noqa: RUF001 (answers hold such signs)
-r"""Read an answer: from what people and models write to a canonical text, a value, an integer.
+# ruff: noqa: RUF001 (answers contain such characters)
+r"""Convert an answer, as people and models write it, to canonical text, a value or an integer.
 
 to_latex    `½ + 4²`               → `\frac{1}{2} + 4^{2}`   ASCII LaTeX
-canonical   `$\left( 1, 2\right)$` → `(1,2)`                 without what does not change the meaning
-values      `2\sqrt{2}`            → 2.83 at two points      names take other values at each
-number      `m+n=42`               → 42                      exact, a fraction
+canonical   `$\left( 1, 2\right)$` → `(1,2)`                 only what affects the meaning
+values      `2\sqrt{2}`            → 2.83 at two points      names take different values at each
+number      `m+n=42`               → 42                      an exact fraction
 integer     `m+n = 42.0`           → 42                      what a vote counts
 """
 
@@ -21,7 +21,7 @@ from functools import cache, lru_cache, partial
 from typing import Any
 
 Number = Fraction | complex
-LONGEST = 400  # characters of an answer that is read without math-verify
+LONGEST = 400  # characters in an answer that is read without math-verify
 ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
@@ -64,7 +64,7 @@ def repeating(found: re.Match[str]) -> str:
 
 
 ESCAPES = {"\x07": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
-# What follows the first letter of commands that no word begins with; \a, \b, \v and \f stand in no text.
+# Escapes that replaced the start of a command. No word begins like the rest; text has no \a, \b, \v or \f.
 EATEN = re.compile(
     "[\x07\b\v\f](?=[A-Za-z]{2})"
     "|\t(?=(?:imes|heta|ext(?:bf|it|rm)?|frac|riangle|ilde|herefore|binom)(?![a-z]))"
@@ -73,7 +73,7 @@ EATEN = re.compile(
     "|\r(?=(?:ight|ightarrow|ho|angle|floor|ceil)(?![a-z]))"
 )
 Rewrites = list[tuple[str, str | Callable[[re.Match[str]], str]]]
-INNER = r"((?:[^()]|\([^()]*\))*?)"  # brackets that hold at most one more pair
+INNER = r"((?:[^()]|\([^()]*\))*?)"  # what brackets contain, nested at most once
 NOTATION: Rewrites = [  # from what people type to LaTeX
     (r"\A\s*\*\*(.*)\*\*\s*\Z", r"\1"),
     (r"(?<=[\w)}])\s*\*\*\s*(\d+|[a-z]|\([^()]*\))", r"^{\1}"),
@@ -98,7 +98,7 @@ NOTATION: Rewrites = [  # from what people type to LaTeX
     (r"(?<![a-z\\])(ln|log|sin|cos|tan|cot|sec|csc)(?![a-z])", r"\\\1"),
     (rf"\\?(?<![a-z])sqrt\s*(?:\\left)?\({INNER}(?:\\right)?\)", r"\\sqrt{\1}"),
     (rf"\\?(?<![a-z])exp\s*(?:(?:\\left)?\({INNER}(?:\\right)?\)|\{{([^{{}}]*)\}})", r"e^{\1\2}"),
-    # A decimal comma: behind 0, or before any but three digits.
+    # A comma is decimal after 0, or unless exactly three digits follow.
     (r"(?<![\d.])(0|-0)\{,\}(?=\d)|(?<=\d)\{,\}(?=\d{1,2}(?!\d)|\d{4})", r"\1."),
     (r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{(\d+)\}|\((\d+)\))", repeating),
     (r"(?<![\d.])(\d*)\.(\d{0,9}?)(\d{1,9}?)\3{2,}\s*\\ldots", repeating),
@@ -114,8 +114,8 @@ REWRITES: Rewrites = [  # from LaTeX to its canonical form
         r"\\(?:[lr]angle|div|in|equiv|approx|neq?|[gl](?:t|e|eq|eqslant))(?![a-z])|[<>]=",
         lambda m: SIGNS[m[0]],
     ),
-    # A subscript is the same with and without braces. Of several digits without braces, LaTeX takes the
-    # first; behind a numeral (4210_12, 4210_{five}) they are its base; elsewhere they stay as they are.
+    # Braces around a subscript change nothing. Of several digits without braces, LaTeX takes the first.
+    # After a numeral (4210_12, 4210_{five}) they are its base; elsewhere they stay unchanged.
     (rf"_(?:\{{\s*{TEXT}\{{\s*(\w+)\s*\}}\s*\}}|{TEXT}\{{\s*(\w+)\s*\}})", r"_{\1\2}"),
     (r"(?<![A-Za-z\d])\((\d[\dA-F]*)\)(?=_)", r"\1"),
     (r"(?<![A-Za-z\d])(\d[\dA-F]*)_(\d+)", r"\1_{\2}"),
@@ -125,7 +125,7 @@ REWRITES: Rewrites = [  # from LaTeX to its canonical form
     ),
     (r"_([A-Za-z]|\d(?!\d))", r"_{\1}"),
     (r"(?<![A-Za-z\d])(\d+)_\{10\}", r"\1"),
-    (  # commas between thousands go, commas in brackets stay
+    (  # remove commas between thousands, but not in brackets
         r"(?:[(\[]|\\\{).*|(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])",
         lambda m: m[0].replace(",", "") if m[0][0].isdigit() else m[0],
     ),
@@ -134,12 +134,12 @@ REWRITES: Rewrites = [  # from LaTeX to its canonical form
     (r"\\varnothing(?![a-z])|\A\\\{\\\}\Z", r"\\emptyset"),
     (rf"\A\s*(?:{TEXT}\{{\s*)?(?:[Tt]here (?:is|are) )?[Nn]o (?:real )?solutions?[\s.}}]*\Z", r"\\emptyset"),
     (r"\\pi(?![a-z])|(?<![A-Za-z\\])pi(?![A-Za-z])", "π"),
-    # A letter to Python, so it can be part of an expression.
+    # Python treats ꝏ as a letter, so it can be part of an expression.
     (r"\+?(?:\\infty(?![a-z])|(?<![A-Za-z\\])inf(?:inity)?(?![A-Za-z]))", "ꝏ"),
     (rf",?\s*(?:{TEXT}\{{\s*(?:and|or)\s*\}}|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))\s*", ","),
     (r"\s+(?!\w)|(?<!\w)\s+|\.\s*\Z", ""),
 ]
-# Compiled patterns halve the time of a short text.
+# Compiling the patterns halves the time for a short text.
 TO_LATEX, TO_CANONICAL = (
     [(re.compile(pattern, re.DOTALL).sub, replacement) for pattern, replacement in rewrites]
     for rewrites in (NOTATION, REWRITES)
@@ -148,8 +148,8 @@ compatible = partial(unicodedata.normalize, "NFKC")
 
 
 def restore_backslashes(text: str) -> str:
-    r"""Return a text with the backslashes of LaTeX: JSON and Python take `\f` of `\frac` for an escape."""
-    for _ in range(2):  # the second time beside what the first put back, as in \to \theta
+    r"""Restore LaTeX backslashes that JSON or Python read as escapes, such as the `\f` of `\frac`."""
+    for _ in range(2):  # restoring \theta in \to \theta lets the second pass restore \to
         text = EATEN.sub(lambda found: "\\" + ESCAPES[found[0]], text)
     return text
 
@@ -178,7 +178,7 @@ def to_latex(text: str) -> str:
 
 @lru_cache(maxsize=100_000)
 def canonical(text: str) -> str:
-    """Return an answer without what does not change its meaning: spaces, dollars, sizes of brackets."""
+    """Return an answer without what does not affect its meaning: spaces, dollars, sizes of brackets."""
     text = to_latex(text)
     for substitute, replacement in TO_CANONICAL:
         text = substitute(replacement, text)
@@ -186,7 +186,7 @@ def canonical(text: str) -> str:
 
 
 def read_choice(text: str) -> tuple[str, str]:
-    r"""Return the label of a choice and its content, ("A", "7") for `(A)\ 7`; ("", text) without a label."""
+    r"""Return a choice's label and content: ("A", "7") for `(A)\ 7`, ("", text) without a label."""
     text = re.sub(rf"\A{TEXT}\{{([^{{}}]*)\}}\Z", r"\1", text)
     letter = rf"[\s$*]*(?:{TEXT}\{{)?\s*"
     if alone := re.fullmatch(rf"{letter}(?:(?:[Oo]ption|[Cc]hoice) )?\(?([A-J])\)?\s*\}}?[\s$*.]*", text):
@@ -199,7 +199,7 @@ def read_choice(text: str) -> tuple[str, str]:
 
 
 def parts(text: str) -> list[str]:
-    r"""Split a list at its commas outside brackets, and `a \pm b` in two; [] when brackets do not match."""
+    r"""Split a list at commas outside brackets, and `a \pm b` in two; [] if the brackets do not match."""
     found, depth, begin = [], 0, 0
     for i, character in enumerate(text + ","):
         depth += (character in "([{") - (character in ")]}")
@@ -239,7 +239,7 @@ MODULUS = re.compile(r"(?:,? ?\(? ?\\?(?:b|p)?mod(?:ulo)?(?![a-z]))[ {(]*(\d+)[ 
 
 @lru_cache(maxsize=100_000)
 def integer(answer: str) -> int | None:
-    """Return the integer that an answer states, or None when it is not certain to be one."""
+    """Return the integer that an answer states, or None if that is uncertain."""
     value: Fraction | int | None = None
     if plain := PLAIN.fullmatch(answer.strip()):
         value = (Fraction if plain[1] else int)(plain[0].replace(",", ""))
@@ -253,18 +253,18 @@ def integer(answer: str) -> int | None:
 def number(text: str) -> Fraction | None:
     r"""Return the number that a canonical answer states: `42`, `m+n=42`, `1042≡42\pmod{1000}`, `50%`.
 
-    Sides of an equation that are arithmetic must be equal; a side with names may be any. None for several
-    values, for inequalities, and for a residue that is not the smallest.
+    The arithmetic sides of an equation must be equal; a side with names may have any value. Several values,
+    inequalities and a lone residue outside [0, modulus) give None.
     """
     if len(text) > LONGEST:
         return None
     if only := re.fullmatch(r"(.*=)?\\\{(.+)\\\}", text):
-        text = only[2]  # a set of one
+        text = only[2]  # a set with one element
     text = re.sub(rf"\A{TEXT}\{{([^{{}}]*)\}}\Z", r"\1", text.rstrip(";"))
     text = re.sub(rf"\A{TEXT}\{{[^{{}}]*(?:[Aa]nswer|\b(?:is|are)|[:=]) ?\}}", "", text)
     text = re.sub(rf",? ?{TEXT}\{{ ?(?:\(|,|(?:where|since|because|for|if|as)\b)[^{{}}]*\}}.*\Z", "", text)
     text = re.sub(rf"(?:\\?%|(?:{TEXT}\{{)? ?per ?cent(?:age)?\}}?)\Z", "", text)
-    text = re.sub(r"(?<=\d) [mgshLNJWV]\Z", "", text)  # a unit, where "5x" would be a product
+    text = re.sub(r"(?<=\d) [mgshLNJWV]\Z", "", text)  # a unit; "5x" would be a product
     modulus = MODULUS.search(text)
     stated = text[: modulus.start()] if modulus else text
     if len(parts(stated)) != 1 or re.search("[<>≤≥≠]", stated):
@@ -285,7 +285,7 @@ def number(text: str) -> Fraction | None:
 
 
 def exact_value(text: str) -> Fraction | None:
-    r"""Return the value of a canonical expression, also where its roots cancel: `\sqrt{2}\sqrt{8}` is 4."""
+    r"""Return a canonical expression's exact value, or None. Roots may cancel: `\sqrt{2}\sqrt{8}` is 4."""
     if not (found := values(text)):
         return None
     if isinstance(found[0], Fraction):
@@ -297,9 +297,9 @@ def exact_value(text: str) -> Fraction | None:
 
 @lru_cache(maxsize=100_000)
 def values(text: str) -> tuple[Number, ...]:
-    """Return a canonical answer's value at each of two points; () when it is not one plain expression.
+    """Return a canonical answer's value at each of two points, or () if it is not one plain expression.
 
-    Rational numbers are exact. Other roots, names, and products without a sign make it complex.
+    Rational numbers are exact. Irrational roots, names and implicit products make the value complex.
     """
     if len(text) > 200:
         return ()
@@ -307,7 +307,7 @@ def values(text: str) -> tuple[Number, ...]:
         tens, ones = (NUMBER_WORDS.get((word or "zero").lower()) for word in words.groups())
         if tens is not None and ones is not None and (not words[2] or (tens >= 20 and 1 <= ones <= 9)):
             return Fraction(tens + ones), Fraction(tens + ones)
-    # As a Python expression, in which `//` is an exact division and `@` a product without a sign.
+    # Rewrite it as Python, where `//` stands for exact division and `@` for an implicit product.
     text = re.sub(r"^[A-Za-z](?:_\w|_\{\w+\})?=", "", text)
     if unit := UNIT.search(text):
         if NOT_UNITS.search((unit[1] or unit[2] or "").lower()):
@@ -323,7 +323,7 @@ def values(text: str) -> tuple[Number, ...]:
         return ()
     quotient = r"\\frac\{([^{}]*)\} ?(?:\{([^{}]*)\}|([\da-zπ])(?![\da-z]))"
     logarithm = r"\\log_\{(\w+)\} ?(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+))"
-    for _ in range(5):  # commands whose arguments hold no braces, the innermost first
+    for _ in range(5):  # commands whose arguments contain no braces, innermost first
         text = re.sub(quotient, lambda m: f"(({m[1]})//({m[2] or m[3]}))", text)
         text = re.sub(r"\\d?binom\{([^{}]*)\}\{([^{}]*)\}", r"binom(\1,\2)", text)
         text = re.sub(r"\\sqrt\[(\d)\]\{([^{}]*)\}", r"root(\2,\1)", text)
@@ -335,7 +335,7 @@ def values(text: str) -> tuple[Number, ...]:
     text = re.sub(r"\\l(floor|ceil) ?((?:(?!\\[lr](?:floor|ceil)).)+)\\r\1", r"\1(\2)", text)
     text = re.sub(rf"(?:\\|{TEXT}\()(gcd|lcm)\)?(?=\()", r"\1", text)
     text = re.sub(r"(?<![\w.)])(\d+)!(?!!)", r"fact(\1)", text)
-    # Decimals become exact fractions: a float would round a long one to an integer that it is not.
+    # Decimals become exact fractions: a float would round a long one to a wrong integer.
     text = re.sub(r"(\d*)\.(\d+)", lambda m: f"({m[1]}{m[2]}//1{'0' * len(m[2])})", text.removesuffix("."))
     text = re.sub(r"(?<!\d)0+(?=\d)", "", text)
     if NOT_ARITHMETIC.search(re.sub(FUNCTION, "", text)):
@@ -351,7 +351,7 @@ def values(text: str) -> tuple[Number, ...]:
 
 
 def value_at(node: ast.AST, point: int) -> Number:
-    """Compute an expression, its names taken at a point; ValueError for other syntax and for large values."""
+    """Return an expression's value at a point. ValueError for other syntax and for large values."""
     match node:
         case ast.Constant(value=int() as whole):
             return Fraction(whole)
@@ -374,8 +374,8 @@ def value_at(node: ast.AST, point: int) -> Number:
 
 @cache
 def value_of(name: str, point: int) -> complex:
-    """Return a constant, or a random number: positive at point 0, negative at point 1; roots differ there."""
-    seed = f"{name.lower()}{point}"  # math-verify reads a capital as its small letter
+    """Return a constant, or a random number: positive at point 0, negative at 1, so that roots differ."""
+    seed = f"{name.lower()}{point}"  # math-verify ignores the case of names
     random_value = (1, -1)[point] * random.Random(seed).uniform(0.3, 2)
     return {"π": complex(math.pi), "e": complex(math.e), "i": 1j}.get(name, complex(random_value))
 
@@ -409,7 +409,7 @@ OPERATORS: dict[type, Callable[..., Number]] = {
     ast.FloorDiv: operator.truediv, ast.MatMult: lambda a, b: complex(a * b), ast.Pow: power,
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., Number]] = {
-    # These raise TypeError for a complex number: the random values of a name say nothing about it rounded.
+    # Integer functions raise TypeError for complex numbers: rounding a name's random value means nothing.
     "fact": lambda n: Fraction(math.factorial(whole(n, 3000))),
     "binom": lambda n, k: Fraction(math.comb(whole(n, 3000), whole(k, 3000))),
     "floor": lambda n: Fraction(math.floor(n)),

@@ -1,9 +1,9 @@
-# ruff: noqa: RUF001 (answers hold such signs)
+# ruff: noqa: RUF001 (answers contain such characters)
 r"""Decide whether two answers are equal, and so whether a completion is right.
 
-Three steps, each for what the one before leaves open. `quick_verdict` compares integers, texts and measures;
-`same` compares numbers, roots, tuples, sets, matrices, relations and words in microseconds; math-verify does
-the algebra, in worker processes with a time limit, so that no completion can stop the run.
+Three steps run in order until one decides. `quick_verdict` compares integers, texts and measures. `same`
+compares numbers, roots, tuples, sets, matrices, relations and words in microseconds. math-verify does the
+algebra in worker processes with a time limit, so that no completion can stall the run.
 """
 
 import atexit
@@ -26,19 +26,19 @@ from aimo.inference.answers import DEFAULT_TAGS, AnswerKind, extract
 from aimo.inference.expressions import TEXT, canonical, exact_value, parts, read_choice, values
 from aimo.inference.settings import Prompt, Tags
 
-TIME_LIMIT_S = 5.0  # wall time of one answer in math-verify
+TIME_LIMIT_S = 5.0  # wall time per answer in math-verify
 WORKERS = min(4, len(os.sched_getaffinity(0)))
 
 
 def are_equal(
     answers: Sequence[str | None], golds: Sequence[str | int], kind: AnswerKind | None = None
 ) -> list[bool | None]:
-    """Return whether each of n answers equals its gold answer; None where that cannot be read.
+    """Return whether each of n answers equals its gold answer; None if the gold answer cannot be read.
 
-    A `kind` reads and compares them by its own rule. Pairs that need math-verify run side by side in WORKERS
-    processes, which takes a second at first, while they import sympy; a pair past TIME_LIMIT_S is wrong.
+    A `kind` compares them by its own rule. Pairs that need math-verify run in parallel in WORKERS processes,
+    which first take a second to import sympy. A pair that exceeds TIME_LIMIT_S counts as wrong.
     """
-    if kind and not kind.is_slow:  # the judge is the rule of the slow one
+    if kind and not kind.is_slow:  # the slow kind is compared by the judge
         told: list[bool | None] = []
         for answer, known in zip(answers, golds, strict=True):
             value, gold = kind.read(answer), kind.gold(str(known))
@@ -47,7 +47,7 @@ def are_equal(
     pairs = [(answer, str(gold).strip()) for answer, gold in zip(answers, golds, strict=True)]
     verdicts = [quick_verdict(answer, gold) for answer, gold in pairs]
     hard = list({pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is None})
-    # A few pairs are not worth starting another process for.
+    # A few pairs do not justify starting another process.
     with ThreadPoolExecutor(min(WORKERS, 1 + len(hard) // 8)) as threads:
         found = dict(zip(hard, threads.map(lambda pair: verify(*pair), hard), strict=True))
     return [found.get(pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True)]
@@ -59,18 +59,18 @@ def are_correct(
     tags: Tags = DEFAULT_TAGS,
     kind: AnswerKind | None = None,
 ) -> list[bool | None]:
-    """Return whether each of n completions gives its gold answer; None where that cannot be read."""
+    """Return whether each of n completions gives its gold answer; None if that cannot be read."""
     find = kind.find if kind else extract
     return are_equal([find(completion, tags) for completion in completions], golds, kind)
 
 
 def is_well_formed(prompt: Prompt, completion: str) -> bool:
-    """Return whether a completion is one thought, after its tag or the prompt's, one answer, and no more."""
+    """Return whether a completion is exactly one thought, opened by it or by the prompt, and one answer."""
     if completion.startswith(prompt.think_start):
         completion = completion[len(prompt.think_start) :]
     elif not prompt.prefill:
         return False
-    if prompt.answer_start == "\\boxed{":  # R1's way: the answer is boxed somewhere after the thought
+    if prompt.answer_start == "\\boxed{":  # like R1: the answer is boxed somewhere after the thought
         _, closed, rest = completion.partition(prompt.think_end)
         return bool(closed) and prompt.think_end not in rest and prompt.answer_start in rest
     tags = (prompt.think_end, prompt.answer_start, prompt.answer_end)
@@ -79,7 +79,7 @@ def is_well_formed(prompt: Prompt, completion: str) -> bool:
 
 
 def quick_verdict(answer: str | None, gold: str) -> bool | None:
-    """Return whether an answer equals the gold answer, where that takes no algebra; None otherwise."""
+    """Return whether an answer equals the gold answer, or None if that takes algebra."""
     if answer is None:
         return False if re.search(r"\w", gold) else None
     if (target := expressions.integer(gold) if expressions.PLAIN.fullmatch(gold) else None) is not None:
@@ -98,7 +98,7 @@ def quick_verdict(answer: str | None, gold: str) -> bool | None:
             minutes, hours = [], []
             for hour, minute, half in (clock.groups() for clock in clocks if clock):
                 minutes.append(int(minute or 0))
-                # The hours of a day that are meant: two where the half of the day is not given.
+                # The hours that may be meant: two if neither am nor pm is given.
                 own = 12 * (half.lower() == "p") + int(hour) % 12 if half else int(hour)
                 hours.append({own} if half or own > 12 else {own % 24, (own + 12) % 24})
             if any(clock and clock[3] for clock in clocks):
@@ -134,7 +134,7 @@ MATRIX = re.compile(
 )
 NAMES = "january february march april may june july august september october november december"
 MONTHS = {name: n for n, month in enumerate(NAMES.split(), 1) for name in (month, month[:3])}
-UNITS = {  # what one of these units is in metres, grams or seconds
+UNITS = {  # each unit in metres, grams or seconds
     "length": "m,meter,metre=1 mm,millimeter=0.001 cm,centimeter=0.01 km,kilometer=1000 mi,mile=1609.344 "
     "in,inch,inches=0.0254 ft,foot,feet=0.3048",
     "mass": "g,gram=1 mg,milligram=0.001 kg,kilogram=1000 lb,pound=453.59237 oz,ounce=28.349523125",
@@ -152,10 +152,10 @@ CLOCK = re.compile(r"(\d{1,2})(?::(\d\d))?(?:([ap])\.?m\.?)?", re.IGNORECASE)
 
 @lru_cache(maxsize=100_000)
 def same(answer: str, gold: str) -> bool | None:
-    r"""Return whether two canonical answers are equal; None where that takes algebra.
+    r"""Return whether two canonical answers are equal, or None if that takes algebra.
 
-    Tuples, intervals and matrices are compared by element, sets and lists in any order, with both values of
-    \pm, and an inequality as the interval that it states.
+    Compares tuples, intervals and matrices element by element, and sets and lists in any order. `\pm` gives
+    two elements, and an inequality is read as an interval.
     """
     if answer == gold:
         return answer != "" or None
@@ -168,8 +168,8 @@ def same(answer: str, gold: str) -> bool | None:
             return True
     (brackets, xs), (others, ys) = elements(answer), elements(gold)
     if any([text] == found and RELATION.search(text) for text, found in ((answer, xs), (gold, ys))):
-        # Relations are compared by their right sides. A left side may be missing: any of the answer, of the
-        # gold answer a name or `f(x)`.
+        # Compare relations by their right sides. The answer may add any left side; of the gold answer's, it
+        # may leave out only a name or `f(x)`.
         a, b = RELATION.fullmatch(answer), RELATION.fullmatch(gold)
         if a and b:
             return same(a[3], b[3]) if a.group(1, 2) == b.group(1, 2) else None
@@ -225,14 +225,14 @@ def elements(text: str) -> tuple[str, list[str]]:
 
 
 def interval(text: str) -> str:
-    """Return the interval or union that inequalities of one name state; other texts unchanged."""
+    """Return inequalities of one name as an interval or a union, and other texts unchanged."""
     found = []
     for part in parts(text) or [""]:
         if apart := re.fullmatch(r"[A-Za-z](?:_\{\w\})?≠([^<>≤≥≠]+)", part):
             found += [f"(-ꝏ,{apart[1]})", f"({apart[1]},ꝏ)"]
             continue
         left_to_right = re.fullmatch(r"([^<>≤≥]*[<>≤≥])?[^<>≤≥]+[<>≤≥][^<>≤≥]*", part)
-        if left_to_right and not re.search("[<≤]", part):  # turn "x > 2" round
+        if left_to_right and not re.search("[<≤]", part):  # reverse "x > 2"
             part = "".join(reversed(re.split("([<>≤≥])", part.translate(FLIPPED))))
         bounds = BOUNDS.fullmatch(part)
         if not bounds or not (bounds[1] or bounds[4]):
@@ -243,7 +243,7 @@ def interval(text: str) -> str:
 
 
 def same_expression(answer: str, gold: str) -> bool | None:
-    """Compare what is no collection: by value, else as words."""
+    """Compare two single expressions by value, or else as words."""
     if "%" in (answer[-1:], gold[-1:]):
         numbers_alone = same(answer.rstrip("\\%"), gold.rstrip("\\%"))
         if numbers_alone or answer[-1] == gold[-1]:
@@ -265,7 +265,7 @@ def same_expression(answer: str, gold: str) -> bool | None:
     if (a and y) or (b and x):
         return False
     if NUMERAL.fullmatch(answer) and NUMERAL.fullmatch(gold):
-        return False  # 40_9 and 40_8: math-verify does not see the base
+        return False  # 40_9 and 40_8: math-verify ignores the base
     if y and isinstance(y[0], Fraction) and "\\" not in answer and not re.search("percent|%", answer):
         numbers = re.findall(r"\d[\d,.]*", answer)
         is_other = len(numbers) == 1 and exact_value(canonical(numbers[0])) != abs(y[0])
@@ -289,13 +289,13 @@ def close(a: expressions.Number, b: expressions.Number, decimal: bool) -> bool |
 
 
 def words_of(text: str) -> str:
-    r"""Return what may be no formula (`\text{even}`, `ellipse`, `(C)`), without case and spaces; else ""."""
+    r"""Return likely words (`\text{even}`, `ellipse`, `(C)`) in lower case without spaces, or ""."""
     found = re.fullmatch(rf"{TEXT}\{{([A-Za-z .()]+)\}}|([A-Za-z .()]+)", text)
     return re.sub("[^a-z]", "", (found[1] or found[2]).lower()) if found else ""
 
 
 def date(text: str) -> list[str]:
-    """Return a date's month, then its day and year as far as given, sorted; [] for what is no date."""
+    """Return a date's month, then the day and year that are given, sorted; [] if it is no date."""
     if iso := re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)", text):
         return [str(int(iso[2])), *sorted([iso[1], str(int(iso[3]))])]
     bare = re.sub(rf"{TEXT}|(?<=\d)(?:st|nd|rd|th)\b|\b(?:of|the)\b", " ", text.lower())
@@ -311,7 +311,7 @@ def date(text: str) -> list[str]:
 
 @lru_cache(maxsize=100_000)
 def verify(answer: str | None, gold: str) -> bool | None:
-    """Return math-verify's verdict: False past the limits, None for a gold answer it cannot read."""
+    """Return math-verify's verdict: False beyond a limit, None if it cannot read the gold answer."""
     if answer is None or len(answer) > 1000:  # no answer is that long, and parsing one is slow
         answer = ""
     asked = [expressions.to_latex(read_choice(text)[1]) for text in (answer, gold)]
@@ -319,19 +319,19 @@ def verify(answer: str | None, gold: str) -> bool | None:
     if a and b and a[1] == b[1]:  # math-verify finds any two equations of one name equal
         asked = [a[2], b[2]]
     elif any(INTERVAL.fullmatch(canonical(text)) for text in asked):
-        for i, text in enumerate(map(canonical, asked)):  # inequalities as the interval that they state
+        for i, text in enumerate(map(canonical, asked)):  # inequalities become intervals
             if (found := interval(text)) != text:
                 asked[i] = found.replace("ꝏ", r"\infty ").replace("π", r"\pi ").replace("*", r"\cdot ")
     free = free_workers(os.getpid())
     worker, reply = free.get(), b""
     try:
         if worker is None or worker.poll() is not None:
-            # Not by multiprocessing, which would import the caller's script again.
+            # multiprocessing would import the caller's script again.
             command = [sys.executable, "-c", f"from {__name__} import answer_requests; answer_requests()"]
             pipe = subprocess.PIPE
             worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
             atexit.register(worker.kill)
-            worker.stdout.readline()  # type: ignore[union-attr]  # once it has imported sympy
+            worker.stdout.readline()  # type: ignore[union-attr]  # wait until it has imported sympy
         worker.stdin.write(json.dumps(asked).encode() + b"\n")
         worker.stdin.flush()
         if select.select([worker.stdout], [], [], TIME_LIMIT_S)[0]:
@@ -348,8 +348,8 @@ def verify(answer: str | None, gold: str) -> bool | None:
 
 @cache
 def free_workers(_pid: int) -> "queue.Queue[Any]":
-    """Return the worker processes that are free, None for one not started; a forked process has its own."""
-    free: queue.Queue[Any] = queue.LifoQueue()  # a started worker is reused
+    """Return the free worker processes, None for one not yet started. A forked process has its own queue."""
+    free: queue.Queue[Any] = queue.LifoQueue()  # last in, first out: reuses a started worker
     for _ in range(WORKERS):
         free.put(None)
     return free
@@ -357,7 +357,7 @@ def free_workers(_pid: int) -> "queue.Queue[Any]":
 
 def answer_requests() -> None:
     """Run a worker's loop: one JSON line [answer, gold] in, one JSON verdict out."""
-    import math_verify  # with sympy half a second, which only workers wait for
+    import math_verify  # takes half a second with sympy; only workers wait for it
     import sympy
 
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
@@ -368,7 +368,7 @@ def answer_requests() -> None:
     read = lru_cache(maxsize=10_000)(partial(math_verify.parse, parsing_timeout=None))
 
     def verdict(answer: str, gold: str) -> bool | None:
-        golds = (read(text) for text in (f"${gold}$", gold))  # texts alone are what it falls back to
+        golds = (read(text) for text in (f"${gold}$", gold))  # only strings: it could not parse the text
         target = next((found for found in golds if any(not isinstance(part, str) for part in found)), None)
         if not answer or not target:
             return False if target else None
@@ -378,13 +378,13 @@ def answer_requests() -> None:
         a, b = target[0], found[0]
         if any(not isinstance(x, sympy.Expr) or x.free_symbols or x.atoms(sympy.Float) for x in (a, b)):
             return True
-        size = abs(a.evalf(20))  # tiny numbers that differ are equal to math-verify, which rounds
+        size = abs(a.evalf(20))  # math-verify rounds, so different tiny numbers look equal to it
         return not (size < 1e-3 and abs((a - b).evalf(20)) > size / 10**15)
 
     print("ready", flush=True)
     for line in sys.stdin:
         try:
             reply = verdict(*json.loads(line))
-        except Exception:  # sympy raises any kind
+        except Exception:  # sympy raises errors of any type
             reply = False
         print(json.dumps(reply), flush=True)
