@@ -1,6 +1,6 @@
-"""Competitions: their rules, their test files, their score. Each is a YAML file, here or a user's own.
+"""Competitions: their rules, test files and scores. Each is a YAML file, from the package or a user.
 
-slug: my-competition            # its name in Kaggle's addresses
+slug: my-competition            # its name in Kaggle's URLs
 inputs: {id: row_id, problem: question, options: [a, b, c, d]}
 answer: {kind: choice, letters: ABCD}
 rules: Put one letter from A to D in \\boxed{}.
@@ -24,7 +24,7 @@ from aimo.inference.settings import Positive, Tag, strict, validate_settings
 from aimo.inference.storage import read_yaml
 
 HOUR_S = 3600.0
-UNSURE = "# ?"  # ends a line of a draft that a person has to look at
+UNSURE = "# ?"  # ends a line of a draft that a person must check
 FOLDER = Path(__file__).with_suffix("")
 Seconds = Annotated[float, Field(gt=0)]
 Slug = Annotated[str, Field(pattern="^[a-z0-9]+(-[a-z0-9]+)*$")]
@@ -36,8 +36,8 @@ class Inputs:
 
     id: Tag = "id"
     problem: Tag = "problem"
-    options: tuple[Tag, ...] = ()  # those of a choice's options, in the order of its letters
-    test: Tag = "test.csv"  # its name among the competition's files
+    options: tuple[Tag, ...] = ()  # the columns of a choice's options, in the order of its letters
+    test: Tag = "test.csv"  # the file's name in the competition's data
 
     def __post_init__(self) -> None:
         if len({self.id, self.problem, *self.options}) < 2 + len(self.options):
@@ -46,14 +46,14 @@ class Inputs:
 
 @dataclass(config=strict, frozen=True)
 class AdapterRules:
-    """The adapter that a host takes, and how it serves it."""
+    """The adapter that a host accepts, and how the host serves it."""
 
-    bases: Annotated[tuple[Tag, ...], Field(min_length=1)]  # the model that it is for, by each of its names
-    rank: Positive  # the largest
-    targets: tuple[Tag, ...]  # the modules that may have weights, by the last part of their names
+    bases: Annotated[tuple[Tag, ...], Field(min_length=1)]  # all names of the base model
+    rank: Positive  # the maximum
+    targets: tuple[Tag, ...]  # modules that may have weights, by the last part of their names
     dtypes: tuple[Tag, ...] = ("float32", "bfloat16", "float16")  # of the weights
-    size_mb: Positive | None = None  # the archive's largest size; None: the host names none
-    serving: dict[str, Any] = field(default_factory=dict)  # settings of `inference`, as the host has them
+    size_mb: Positive | None = None  # the archive's maximum size; None: the host states none
+    serving: dict[str, Any] = field(default_factory=dict)  # the host's values of `inference` settings
 
     def __post_init__(self) -> None:
         try:
@@ -70,7 +70,7 @@ class Artefact:
     server: str | None = None  # module and class in `kaggle_evaluation`
     id: Tag = "id"  # the columns of the file
     answer: Tag = "answer"
-    others: dict[Tag, str | int | float] = field(default_factory=dict)  # columns after these, and their value
+    others: dict[Tag, str | int | float] = field(default_factory=dict)  # further columns and their value
     lora: AdapterRules | None = None
 
     def __post_init__(self) -> None:
@@ -95,20 +95,20 @@ class Artefact:
 class Competition:
     """The rules of one competition."""
 
-    slug: Slug  # its name in Kaggle's addresses
+    slug: Slug  # its name in Kaggle's URLs
     answer: Kind
-    rules: Tag  # the sentence on its answers, which prompts may hold as `{rules}`
+    rules: Tag  # a sentence about its answers; `{rules}` inserts it into prompts
     artefact: Artefact
     inputs: Inputs = field(default_factory=Inputs)
-    accelerators: tuple[Tag, ...] = ()  # the GPUs that a submission may use, by Kaggle's name; none: any
+    accelerators: tuple[Tag, ...] = ()  # GPUs that a submission may use, by Kaggle's names; empty: any
     scoring: Literal["points", "accuracy", "tolerance", "nemotron", "marks"] = "points"
-    # The points of a question by the number of its right answers, one for each pass over the questions.
+    # A question's points by its number of right answers. Each pass over the questions gives one answer.
     points: tuple[float, ...] = (0.0, 1.0)
-    questions: Positive = 50  # that a rerun is expected to ask
-    session_s: Seconds = 5 * HOUR_S  # of a submission's notebook with a GPU
-    # From the notebook's start, until its server must answer; without a server it says nothing.
+    questions: Positive = 50  # expected in a rerun
+    session_s: Seconds = 5 * HOUR_S  # time limit of a submission's GPU notebook
+    # From the notebook's start until its server must answer; without a server it has no effect.
     start_limit_s: Seconds | None = 900.0
-    answer_limit_s: Seconds | None = None  # that Kaggle allows for one answer
+    answer_limit_s: Seconds | None = None  # that Kaggle allows per answer
 
     def __post_init__(self) -> None:
         options, kind = self.inputs.options, self.answer
@@ -145,7 +145,7 @@ def read_competition(path: Path) -> Competition:
 
 
 def parse_competition(values: dict[str, Any], where: str) -> Competition:
-    """Return the rules that keys and values state. AimoError names every key that is wrong, `where` first."""
+    """Return the rules that `values` define. AimoError begins with `where` and names every wrong key."""
     try:
         return COMPETITION.validate_json(json.dumps(values, default=str))
     except ValidationError as e:
@@ -153,11 +153,11 @@ def parse_competition(values: dict[str, Any], where: str) -> Competition:
         for error in e.errors():
             if error["type"].startswith("union_tag"):
                 told.append(f"answer.kind: should be one of {', '.join(KINDS)}")
-            else:  # in the place of an answer's key stands its kind too
+            else:  # the location of an answer's key includes its kind
                 place = [part for part in error["loc"] if part not in KINDS]
                 told.append(explain({**error, "loc": place}, KEYS))
         raise AimoError(f"{where}: {'; '.join(told)}") from None
-    except (TypeError, ValueError) as e:  # a key that is no text, a list that holds itself
+    except (TypeError, ValueError) as e:  # a key that is not a string, a list that contains itself
         raise AimoError(f"{where}: {e}; use plain keys and values") from None
 
 
@@ -165,7 +165,7 @@ COMPETITIONS = {path.stem: read_competition(path) for path in sorted(FOLDER.glob
 
 
 def find_competition(name: str | Competition, asks: bool = False) -> Competition:
-    """Return a competition by its name or its file; AimoError for none, with `asks` for adapters too."""
+    """Return a competition by name or file. AimoError if none, or with `asks` if it takes adapters."""
     rules = COMPETITIONS.get(name) if isinstance(name, str) else name
     if rules is None and str(name).endswith((".yaml", ".yml")):
         rules = read_competition(Path(str(name)))
@@ -179,16 +179,16 @@ def find_competition(name: str | Competition, asks: bool = False) -> Competition
 
 
 def name_of(competition: str | Competition) -> str:
-    """Return what journals and pages call a competition: its name, or that of its file; else its slug."""
+    """Return a competition's name in journals and pages: its own or its file's, or else its slug."""
     if isinstance(competition, str):
         return competition if competition in COMPETITIONS else Path(competition).stem
     return next((name for name, rules in COMPETITIONS.items() if rules == competition), competition.slug)
 
 
 def pose(table: pl.DataFrame, path: str | Path, competition: str | Competition) -> pl.DataFrame:
-    """Return a test file as it is asked: its ids as `id`, its options below their problem.
+    """Return a test file's questions, with their ids as `id` and their options below the problem.
 
-    AimoError for one without ids, problems or rows.
+    AimoError if ids, problems or rows are missing, or an id occurs twice.
     """
     rules = find_competition(competition)
     has, inputs = f"test file {path} has", rules.inputs
@@ -208,7 +208,7 @@ def pose(table: pl.DataFrame, path: str | Path, competition: str | Competition) 
 
 
 def with_options(table: pl.DataFrame, problem: str, rules: Competition) -> pl.DataFrame:
-    """Return a table whose column `problem` has the options of a choice below it, each after its letter."""
+    """Return a table with a choice's options, each after its letter, added below its column `problem`."""
     letters = getattr(rules.answer, "letters", "")
     for i, (name, letter) in enumerate(zip(rules.inputs.options, letters, strict=False)):
         line = pl.lit("\n" if i else "\n\n") + pl.lit(f"{letter}. ") + pl.col(name)
@@ -218,7 +218,7 @@ def with_options(table: pl.DataFrame, problem: str, rules: Competition) -> pl.Da
 
 
 def known_answers(table: pl.DataFrame, rules: Competition) -> dict[str, Any]:
-    """Return the known answers of a table by id: none of proofs. AimoError for one that is not taken."""
+    """Return a table's known answers by id, none for proofs. AimoError if one is not of the kind."""
     found: dict[str, Any] = {}
     if rules.scoring == "marks" or "answer" not in table.columns:
         return found
@@ -245,11 +245,11 @@ def check_scored(rules: Competition) -> None:
 
 
 def score_of(rules: Competition, golds: Golds, passes: Passes) -> float:
-    """Return the score of answers by the metric: points, as in AIMO, or the share of right answers.
+    """Return the score by the competition's metric: points, as in AIMO, or the share of right answers.
 
-    A question has the points of its number of right answers, one for each pass. Right is what the kind of
-    answer finds equal to the known answer; of `tolerance`, a number within `absolute`, or within `relative`
-    times the known one, whichever allows more.
+    Each pass answers a question once, and the number of its right answers determines its points. An answer is
+    right if its kind finds it equal to the known answer. Under `tolerance`, a number is right within
+    `absolute` or within `relative` times the known one, whichever allows more.
     """
     kind: Any = rules.answer
     score = 0.0

@@ -25,11 +25,11 @@ class StageError(Exception):
 
 
 class SandboxError(AimoError):
-    """The sandbox cannot run programs, now or on this machine; what needs none goes on."""
+    """The sandbox cannot run programs, now or on this machine; work that needs none continues."""
 
 
 def redact(text: str) -> str:
-    """Return a text without what signs a request: tokens, passwords, and the queries of addresses."""
+    """Return a text without credentials: tokens, passwords and the query strings of URLs."""
     text = re.sub(r"\?[\w.%-]+=[^\s'\")]*", "?…", text)
     text = re.sub(r"//[^/\s@]+@", "//…@", text)
     text = re.sub(r"\b(Bearer|Basic)\s+[^\s'\"]{8,}", r"\1 …", text)
@@ -48,13 +48,13 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 
 def say(text: object) -> None:
-    """Print a line; where the output is closed or its disk is full, go on without it."""
+    """Print a line, or skip it if the output is closed or its disk is full."""
     with contextlib.suppress(OSError, ValueError):
         print(text, flush=True)
 
 
 def listed(columns: Iterable[str]) -> str:
-    """Return the names of the first columns, for an error of one line."""
+    """Return the names of the first columns, for a one-line error."""
     names = [" ".join(name.split())[:60] for name in columns]
     return ", ".join(names[:20]) + ", …" * (len(names) > 20) or "none"
 
@@ -73,7 +73,7 @@ def explain(error: Any, known: Collection[str] = ()) -> str:
 
 
 COMPILED = "a fault in compiled code: another seed or model.backend=transformers may avoid it"
-CAUSES = {  # of a signal that ended a stage's process, with the remedy
+CAUSES = {  # why a signal ends a stage's process, and the remedy
     signal.SIGKILL: "most often because memory ran out: take smaller batches or a smaller model.max_length",
     signal.SIGFPE: "known of bfloat16 on some GPUs (docs/troubleshooting.md): try model.dtype=float32",
     signal.SIGILL: "compiled code for another CPU: try model.backend=transformers",

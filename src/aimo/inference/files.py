@@ -1,7 +1,7 @@
-"""Read the tables that users bring: .csv, .tsv, .json, .jsonl, .parquet and .arrow, also as .gz or .zst.
+"""Read users' tables: .csv, .tsv, .json, .jsonl, .parquet and .arrow, also as .gz, .bz2 or .zst.
 
-A cell becomes a text or null: a number is its digits, a list of scalars is a list of texts, any other nested
-value is its JSON. What a file holds decides how it is read; its name decides only where that does not tell.
+A cell becomes text or null. A number becomes its digits, a list of scalars a list of texts, any other nested
+value JSON. A file's content decides how it is read; its name decides only if the content does not.
 """
 
 import codecs
@@ -28,8 +28,8 @@ KINDS = {
     ".parquet": ".parquet", ".arrow": ".arrow", ".feather": ".arrow", ".ipc": ".arrow",
 }  # fmt: skip
 PACKED = (".gz", ".bz2", ".zst")
-PEEK = 1000  # rows that tell the columns
-CHUNK = 50_000  # rows that are Python objects at one time
+PEEK = 1000  # rows that are read to find the columns
+CHUNK = 50_000  # rows held as Python objects at a time
 # Stems of .json files that describe a data set.
 METADATA = re.compile(r"(?i)dataset.metadata|dataset_infos?|dataset_dict|metadata|state|.*\.settings")
 # Keys of a JSON object that hold its rows.
@@ -57,13 +57,13 @@ DAMAGED = (PanicException, PolarsError, OSError, EOFError, ValueError, NotImplem
 
 @dataclass
 class Table:
-    """What files hold."""
+    """The content of one or more files."""
 
     rows: pl.DataFrame  # columns of texts, or of lists of texts
-    columns: list[str]  # all that the files have, with the keys of objects (`reward_model.ground_truth`)
-    nested: set[str] = field(default_factory=set)  # columns of JSON, which were objects or lists of these
+    columns: list[str]  # all in the files, with the keys of objects (`reward_model.ground_truth`)
+    nested: set[str] = field(default_factory=set)  # columns of JSON, from objects or nested lists
     skipped: int = 0  # lines that could not be read
-    repaired: Counter[str] = field(default_factory=Counter)  # how many texts, by what was odd or changed
+    repaired: Counter[str] = field(default_factory=Counter)  # number of texts, by what was odd or repaired
 
 
 # ---- which files ----
@@ -74,7 +74,7 @@ def unpacked(path: Path) -> Path:
 
 
 def kind_of(path: Path) -> str | None:
-    """Return a file's kind by its name, as the suffix of the kind; None for no table."""
+    """Return a file's kind by its name, as a suffix such as `.csv`, or None if it is no table."""
     return KINDS.get(unpacked(path).suffix.lower())
 
 
@@ -83,7 +83,7 @@ def stem_of(path: Path) -> str:
 
 
 def tables_of(paths: Iterable[Path]) -> list[Path]:
-    """Return the files that hold tables, in order; a .json file counts only where nothing else does."""
+    """Return the table files in order. A .json file counts only if there are no others."""
     found = sorted(p for p in paths if kind_of(p) and not p.name.startswith(".") and p.is_file())
     others = [path for path in found if kind_of(path) != ".json"]
     return others or [path for path in found if not METADATA.fullmatch(stem_of(path))]
@@ -107,7 +107,7 @@ def one_kind(where: str, path: Path, found: Collection[str | None]) -> AimoError
 
 
 def read_all(path: str | Path, where: str) -> Table:
-    """Read all columns of a file, or of a folder of shards, as `read_tables`; print what was repaired."""
+    """Read all columns of a file or a folder of shards with `read_tables`, and print what was repaired."""
     path = Path(path)
     if not path.exists():
         raise AimoError(f"{where}{path} does not exist; correct the path")
@@ -121,7 +121,7 @@ def read_all(path: str | Path, where: str) -> Table:
 
 
 def read_texts(path: str | Path, where: str) -> pl.DataFrame:
-    """As `read_all`, for problems: a table of texts, "" for none; a list is its entries, with commas."""
+    """Read problems with `read_all`, as texts: null becomes "", and a list is joined by commas."""
     table = read_all(path, where)
     if deep := sorted(table.nested & {"id", "problem", "question", "answer"}):
         raise AimoError(f"{where}{path} holds objects in the column {deep[0]!r}; write texts there")
@@ -137,10 +137,10 @@ def read_tables(
     skip: bool = False,
     hint: str = "",
 ) -> Table:
-    """Read files as one table: all columns, or those `wanted` that are there, of `limit` rows or all.
+    """Read files as one table: all columns or the `wanted` ones that exist, or `limit` rows of the first.
 
-    A wanted column may be a key of an object (`reward_model.ground_truth`). `skip` counts lines that cannot
-    be read; else one is refused with the `hint`. AimoError names the file (after `where`), row and remedy.
+    A wanted column may be a key of an object (`reward_model.ground_truth`). `skip` counts unreadable lines;
+    without it, they are refused with the `hint`. AimoError names the file (after `where`), row and remedy.
     """
     keep = None if wanted is None else {*wanted, *(name.split(".")[0] for name in wanted)}
     paths = paths[:1] if limit else paths
@@ -161,7 +161,7 @@ def read_tables(
 
 
 def stacked(tables: Sequence[Table]) -> Table:
-    """Return tables below each other; a text is a list of one where others are lists."""
+    """Concatenate tables. A text becomes a list of one if the column holds lists in another table."""
     nested = set().union(*(table.nested for table in tables))
     lists = {c.name for table in tables for c in table.rows if c.dtype != pl.String}
     frames = []
@@ -186,20 +186,20 @@ def stacked(tables: Sequence[Table]) -> Table:
 
 
 def arrow() -> Any:
-    import pyarrow.parquet  # a tenth of a second, which few files need
+    import pyarrow.parquet  # takes a tenth of a second, and few files need it
 
     return pyarrow
 
 
 @dataclass
 class TableFile:
-    """A file that is read."""
+    """A file to read."""
 
     path: Path
-    named: str  # for errors
+    named: str  # its name in errors
     keep: Collection[str] | None  # columns; None: all
     limit: int | None  # of rows
-    skip: bool  # whether a line that cannot be read is counted, else it is refused with the hint
+    skip: bool  # whether to count unreadable lines rather than refuse them with the hint
     hint: str
     skipped: int = 0
 
@@ -209,7 +209,7 @@ class TableFile:
         self.skipped += 1
 
     def open(self) -> IO[bytes]:
-        """Open the file, through gzip, bzip2 or zstd where it begins so."""
+        """Open the file. Its first bytes decide whether gzip, bzip2 or zstd decompresses it."""
         with self.path.open("rb") as file:
             head = file.read(4)
         signs = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -237,7 +237,7 @@ class TableFile:
             if encoding == "utf-8" and b"\0" in head:
                 what = "its encoding is UTF-16, or it is no text; save it in UTF-8"
                 raise AimoError(f"{named} is not text in UTF-8: {what}")
-            names: dict[str, None] = {}  # of the columns that are known so far
+            names: dict[str, None] = {}  # of the columns known so far
             tables: list[Table] = []
             part: list[dict[str, Any]] = []
             newline = "" if kind == ".csv" else "\n"
@@ -269,7 +269,7 @@ class TableFile:
             raise fault from None
 
     def arrow_tables(self, head: bytes) -> Iterator[Table]:
-        """Read Parquet, or Arrow as a file or a stream. pyarrow: polars panics on a damaged file."""
+        """Read Parquet, or an Arrow file or stream, with pyarrow: polars panics on a damaged file."""
         pyarrow, size, is_parquet = arrow(), self.limit or CHUNK, head.startswith(b"PAR1")
         with self.open() as stream:
             source = stream if stream.seekable() else io.BytesIO(stream.read())
@@ -280,13 +280,13 @@ class TableFile:
             parts = (
                 held.iter_batches(size, columns=kept) if is_parquet else held.select(kept).to_batches(size)
             )
-            empty = schema.empty_table().select(kept)  # its columns, where there are no rows
+            empty = schema.empty_table().select(kept)  # keeps the columns if there are no rows
             for part in islice(chain(parts, [empty]), 1 if self.limit else None):
-                part.validate(full=True)  # polars trusts what damaged files hold
+                part.validate(full=True)  # polars would trust damaged data
                 yield replace(from_frame(pl.DataFrame(pl.from_arrow(part))), columns=schema.names)
 
     def csv_rows(self, text: io.TextIOWrapper, names: dict[str, None]) -> Iterator[dict[str, Any]]:
-        """Yield rows, after the columns were added to `names`."""
+        """Add the columns to `names`, then yield the rows."""
         csv.field_size_limit(sys.maxsize)
         first = text.readline()
         tabs = unpacked(self.path).suffix.lower() == ".tsv"
@@ -333,7 +333,7 @@ class TableFile:
 
 
 def rows_in(value: Any, named: str) -> list[dict[str, Any]] | None:
-    """Return the rows of a JSON value: a list, an object that holds one, or columns; None for no value."""
+    """Return the rows of a JSON list or object, which may hold a list or columns; None for other values."""
     if isinstance(value, dict):
         held = {key: entry for key, entry in value.items() if key in ROWS_UNDER and isinstance(entry, list)}
         inner = [entry for entry in value.values() if isinstance(entry, dict)]
@@ -347,7 +347,7 @@ def rows_in(value: Any, named: str) -> list[dict[str, Any]] | None:
         elif inner and len(inner) == len(value) and all(key.isdigit() for key in chain(*inner)):
             value = [{name: value[name].get(key) for name in value} for key in inner[0]]  # as pandas writes
         elif inner and len(inner) == len(value) and len(value) > 1:
-            value = [{"id": key} | row for key, row in value.items()]  # rows by their ids
+            value = [{"id": key} | row for key, row in value.items()]  # rows keyed by id
         else:
             value = [value]
     if not isinstance(value, list):
@@ -367,12 +367,12 @@ SUSPECT = f"{CONTROL}|\t[a-z]|\n(?:eq|abla|otin)|\r[a-z]"
 
 
 def parsed(text: str) -> Any:
-    """Return a JSON value; None for no JSON."""
+    """Return the value of a JSON text, or None if it is not valid."""
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError):
         return None
-    except ValueError:  # an integer of more digits than Python converts
+    except ValueError:  # an integer with more digits than Python converts
         return json.loads(text, parse_int=str)
 
 
@@ -387,9 +387,9 @@ def to_text(value: Any) -> str | None:
 
 
 def series(name: str, values: list[Any], table: Table) -> pl.Series:
-    """Return Python values as texts, as lists of texts, or as JSON where some are nested deeper.
+    """Return Python values as texts, as lists of texts, or as JSON if any is nested deeper.
 
-    Notes in `table` whether they are nested, and how many were repaired.
+    Records in `table` whether they are nested and how many were repaired.
     """
     kinds = set(map(type, values))
     entries = (entry for value in values if isinstance(value, list) for entry in value)
@@ -413,13 +413,13 @@ def series(name: str, values: list[Any], table: Table) -> pl.Series:
 
 
 def as_json(column: pl.Series) -> pl.Series:
-    """Return a column's values as JSON; polars' encoder knows neither bytes nor durations."""
+    """Return a column's values as JSON; polars' encoder supports neither bytes nor durations."""
     parts = (column[start : start + CHUNK].to_list() for start in range(0, max(1, len(column)), CHUNK))
     return pl.concat([pl.Series(column.name, list(map(to_text, part)), dtype=pl.String) for part in parts])
 
 
 def from_frame(frame: pl.DataFrame, wanted: Collection[str] | None = None) -> Table:
-    """Return all or the wanted columns of a table of any types, as texts."""
+    """Return a data frame of any types as a table of texts, with all or the wanted columns."""
     table, columns = Table(frame, frame.columns), []
     for column in frame:
         kind = column.dtype
@@ -437,7 +437,7 @@ def from_frame(frame: pl.DataFrame, wanted: Collection[str] | None = None) -> Ta
 
 
 def cleaned(table: Table) -> Table:
-    """Return a table with null for what stands for a missing value, and the backslashes of LaTeX put back."""
+    """Replace a table's markers of missing values with null, and restore the backslashes of LaTeX."""
     text = pl.col(pl.String)
     table.rows = table.rows.with_columns(pl.when(~text.is_in(MISSING)).then(text))
     for column in table.rows:
@@ -460,7 +460,7 @@ def cleaned(table: Table) -> Table:
 
 
 def pick(table: Table, wanted: Collection[str] | None) -> Table:
-    """Return the wanted columns, keys of objects among them, and name the keys that objects have."""
+    """Return a table's wanted columns, which may be keys of objects, and add all such keys to `columns`."""
     keys = []
     for column in table.rows:
         first = column.drop_nulls().head(1).to_list() if column.dtype == pl.String else []

@@ -1,8 +1,8 @@
 r"""Votes, their weights, and when to stop sampling: pure functions without I/O.
 
 `next_step` decides after every event of a question whether to stop, to start more samples, or to cut overlong
-ones; `ranked` is the one rule on ties. `AnswerWatch`, `is_repeating` and `is_counting` tell when a single
-sample is over. Formulae and measurements: docs/voting.md.
+ones; `ranked` is the one rule on ties. `AnswerWatch`, `is_repeating` and `is_counting` detect the end of a
+single sample. Formulae and measurements: docs/voting.md.
 """
 
 import itertools
@@ -21,14 +21,14 @@ from typing import Any
 from aimo.inference import answers
 from aimo.inference.settings import PUBLIC, Settings, Tags
 
-TIE = 1e-6  # the weight of an entropy beside a vote
-CONCLUSION = 300  # characters at most of the last paragraph of a thought, which may state its answer
-AFTER_BOX = 1000  # characters after a box that may still bring another: that of the last step
-OVERLAP = 100  # characters that are searched again, as a tag or a box may have been cut in two
-WINDOW = 16_000  # characters in which a loop is looked for
-BLOCK, REPEATS = 1000, 3  # characters at the end that occur three times in the window: a loop
-PROMPT = 512  # tokens that are planned for a prompt where what follows it is limited
-COUNTING = 0.08  # of a window's size, compressed with all numbers alike: right completions stay above 0.10
+TIE = 1e-6  # the weight of an entropy relative to a vote
+CONCLUSION = 300  # maximum characters of a thought's last paragraph, which may state the answer
+AFTER_BOX = 1000  # characters after a box in which another may follow: that of the last step
+OVERLAP = 100  # characters searched again, as a tag or a box may have been split
+WINDOW = 16_000  # characters that are searched for a loop
+BLOCK, REPEATS = 1000, 3  # a loop: the last BLOCK characters occur REPEATS times in the window
+PROMPT = 512  # tokens planned for a prompt if the length of the completion is limited
+COUNTING = 0.08  # compressed share of a window with all numbers alike; right completions stay above 0.10
 
 
 class Stop(StrEnum):
@@ -36,9 +36,9 @@ class Stop(StrEnum):
 
     DECIDED = "decided"  # no outcome of the remaining samples can change the vote
     SETTLED = "settled"  # the error bound of the leader is low enough
-    FUTILE = "futile"  # it would stay too high even if all remaining samples voted for the leader
+    FUTILE = "futile"  # the bound would stay too high even if all remaining samples voted for the leader
     EXHAUSTED = "exhausted"  # all samples have ended
-    DEADLINE = "deadline"  # the time is over
+    DEADLINE = "deadline"  # time ran out
     FAILED = "failed"  # the engine failed
     KNOWN = "known"  # the journal had the answer
 
@@ -47,15 +47,15 @@ class Stop(StrEnum):
 class Policy:
     """When to stop. The defaults suit every model and question."""
 
-    in_flight: int = 16  # samples of a question that run at the same time, at most
-    max_error: float = 0.05  # the vote is settled when the error bound of the leader is at most this
-    futile_error: float = 1.0  # it is futile when the remaining samples cannot bring the bound down to this
+    in_flight: int = 16  # maximum samples of a question that run at the same time
+    max_error: float = 0.05  # the vote is settled when the leader's error bound is at most this
+    futile_error: float = 1.0  # the vote is futile when the remaining samples cannot lower the bound to this
     overlong: float = 3.0  # a sample this many times as long as the longest is cut, once half have ended
 
 
 @dataclass(frozen=True)
 class State:
-    """What is known of a question between two events."""
+    """The state of a question between two events."""
 
     votes: Counter[Any]
     ended: int = 0  # samples that ended, with or without an answer, cut ones included
@@ -64,7 +64,7 @@ class State:
     longest: float = 0  # tokens of the longest sample that ended, cut ones excluded
     time_left: float = math.inf  # seconds until the deadline
     time_each: float = 0  # seconds that a new sample is expected to take
-    weights: Mapping[Any, float] | None = None  # of the votes for each answer in total; None: 1 for each
+    weights: Mapping[Any, float] | None = None  # total weight of each answer's votes; None: 1 per vote
     max_weight: float = 1.0  # the largest weight of a vote
 
 
@@ -83,16 +83,16 @@ EXACT = Policy(max_error=0, futile_error=math.inf)  # stops only when nothing ca
 
 def count_streams(kv_tokens: int, context: int, settings: Settings) -> int:
     """Return how many samples run at the same time in a KV cache of `kv_tokens`."""
-    # Most end long before their limit: half of it is planned for each, and vLLM makes room for more. What
-    # programs print comes on top of `max_tokens`.
+    # Most samples end long before their limit, so half of it is planned for each, and vLLM makes room for
+    # more. Program output comes on top of `max_tokens`.
     longest = context if settings.tools else min(context, PROMPT + settings.max_tokens)
     return max(1, 2 * kv_tokens // longest)
 
 
 def next_step(state: State, policy: Policy = POLICY) -> Step:
-    """Return whether to stop, else how many samples to start and how many tokens each may have.
+    """Return whether to stop, or how many samples to start and how many tokens each may have.
 
-    It starts as many as would settle the vote if they voted for the leader as often as those that ended.
+    Starts as many as would settle the vote if they voted for the leader as often as the ended samples.
     """
     if state.time_left <= 0:
         return Step(Stop.DEADLINE)
@@ -121,9 +121,9 @@ def next_step(state: State, policy: Policy = POLICY) -> Step:
 
 
 def evidence(votes: Counter[Any], weights: Mapping[Any, float]) -> tuple[int, list[int]]:
-    """Return whole votes for the leader by weight, and for each of its rivals.
+    """Return the whole votes for the leader by weight, and for each rival.
 
-    Number or weight counts, whichever favours the leader less. What tells ties apart is no evidence.
+    The number or the weight of votes counts, whichever favours the leader less. Tie-breaking weights do not.
     """
     best = leader(weights, votes)
     if best is None:
@@ -134,8 +134,8 @@ def evidence(votes: Counter[Any], weights: Mapping[Any, float]) -> tuple[int, li
 
 
 def error_bound(first: int, rivals: Iterable[int]) -> float:
-    """Bound the probability that the leader is not the model's most likely answer, from above."""
-    # Over all rivals and one not seen yet: adaptive-consistency (Aggarwal et al. 2023, arXiv 2305.11860).
+    """Return an upper bound on the probability that the leader is not the model's most likely answer."""
+    # Sum over all rivals and one not seen yet: adaptive-consistency (Aggarwal et al. 2023, arXiv 2305.11860).
     return sum(rival_probability(first, second) for second in (*rivals, 0))
 
 
@@ -158,22 +158,22 @@ class VoteRow:
 
 
 def ranked(weights: Mapping[Any, float], votes: Mapping[Any, float] = MappingProxyType({})) -> list[Any]:
-    """Return the answers, the winner first: by weight, then by votes, then the smallest. The rule on ties."""
+    """Return the answers, the winner first: by weight, then by votes, then the smallest answer."""
     return sorted(weights, key=lambda answer: (-weights[answer], -votes.get(answer, 0), answer))
 
 
 def leader(weights: Mapping[Any, float], votes: Mapping[Any, float] = MappingProxyType({})) -> Any:
-    """Return the winner; None without votes."""
+    """Return the winner, or None without votes."""
     return next(iter(ranked(weights, votes)), None)
 
 
 def tally(pairs: Iterable[tuple[Any, float]]) -> list[VoteRow]:
-    """Count a vote from (answer, weight) pairs: one row for each answer, in the order of `ranked`."""
+    """Count (answer, weight) pairs and return one row for each answer, in the order of `ranked`."""
     weights: dict[Any, list[float]] = {}
     for answer, weight in pairs:
         if answer is not None:
             weights.setdefault(answer, []).append(weight)
-    # Exact sums: the order of arrival does not matter.
+    # Exact sums do not depend on the order of arrival.
     sums = {answer: math.fsum(group) for answer, group in weights.items()}
     votes = {answer: len(group) for answer, group in weights.items()}
     total = math.fsum(sums.values()) or 1.0
@@ -181,14 +181,14 @@ def tally(pairs: Iterable[tuple[Any, float]]) -> list[VoteRow]:
 
 
 def count(votes: Iterable[Any]) -> Counter[Any]:
-    """Return the votes of the samples that have an answer."""
+    """Return the number of votes for each answer; None is no vote."""
     return Counter(vote for vote in votes if vote is not None)
 
 
 def maj_at(
     votes: Sequence[Any], rights: Collection[Any], k: int, rng: random.Random, draws: int = 20
 ) -> float:
-    """Return the share of random draws of `k` samples, or all, whose vote is one of the right answers."""
+    """Return the share of random draws of `k` samples that vote for a right answer; up to `k`, all vote."""
     if k >= len(votes):
         return float(leader(count(votes)) in rights)
     return sum(leader(count(rng.sample(votes, k))) in rights for _ in range(draws)) / draws
@@ -200,16 +200,16 @@ def by_tools(answer: object, results: Collection[Any]) -> float:
 
 
 def by_prior(answer: object, problem: str) -> float:
-    """Weigh an answer: 0.5 when it is 0, 1 or a number of the problem, else 1."""
+    """Weigh an answer: 0.5 when it is 0, 1 or a number in the problem, else 1."""
     numbers = re.findall(r"\d+", re.sub(r"(?<=\d)(?:,|\{,\})(?=\d{3})", "", problem))
     return 0.5 if answer in {0, 1, *map(int, numbers)} else 1.0
 
 
 def weigh(sample: Any, weight: str) -> float:
-    """Weigh a sample by a value of `inference.weight`; 1 where it was not measured."""
+    """Weigh a sample by a value of `inference.weight`; 1 if it was not measured."""
     if weight == "length":  # short ones count more (shortest majority vote, arXiv 2502.12215)
         return 1 / math.log(sample.tokens + math.e)
-    if weight == "ties":  # the entropy in nats tells equal votes apart and changes nothing else
+    if weight == "ties":  # the entropy in nats breaks ties and changes nothing else
         entropy = sample.entropy if sample.tail_entropy is None else sample.tail_entropy
         return 1 - TIE * (1 - math.exp(-(entropy or 0.0)))
     value = None if weight == "equal" else getattr(sample, weight)
@@ -220,32 +220,32 @@ def weigh(sample: Any, weight: str) -> float:
 
 
 class AnswerWatch:
-    r"""Watches a message grow until it gives its final answer. `find` looks only at what is new.
+    r"""Watches a growing message for its final answer. `find` reads only what is new.
 
-    An answer is final with `</answer>` or the answer tag, and in a `\boxed{…}` that no other follows within
-    AFTER_BOX characters. Inside a thought, which the text or the prompt (`thinking`) opened, no answer is
-    final until the tag that closes it; the one in the last paragraph of a closed thought is.
+    An answer is final after `</answer>` or the closing answer tag, or in a `\boxed{…}` that no other box
+    follows within AFTER_BOX characters. Inside a thought, opened by the text or the prompt (`thinking`), none
+    is final. Once the thought is closed, an answer in its last paragraph is.
     """
 
     def __init__(
         self,
-        read: Callable[[str], Any],  # the answer in a text, or None
+        read: Callable[[str], Any],  # returns the answer in a text, or None
         tags: Tags = answers.DEFAULT_TAGS,
         thinking: bool = False,
-        before: str = "",  # the part of the message that does not grow any more
+        before: str = "",  # the part of the message that no longer grows
     ):
         self.read, self.tags, self.thinking, self.before = read, tags, thinking, before
         closing = "</answer>" if tags.answer_start.startswith("\\") else tags.answer_end
         self.marks = re.compile(rf"\\f?box(?:ed)?\s*\{{|</answer>|{re.escape(closing)}")
-        self.begin = -1  # behind the thought that was closed; -1: none was
+        self.begin = -1  # the end of the closed thought; -1: none is closed
         self.sought = 0  # up to here no thought is closed
-        self.settled = self.box = 0  # up to here all marks are known, and the last whole box ended there
-        self.unread: set[int] = set()  # places up to which no answer can be read
+        self.settled = self.box = 0  # all marks up to `settled` are known; `box` is the last whole one's end
+        self.unread: set[int] = set()  # positions up to which no answer can be read
 
     def find(self, turn: str) -> tuple[int, Any] | None:
-        """Return how many characters lead to the final answer, and the answer; None while there is none.
+        """Return how many characters lead to the final answer, and the answer; None until there is one.
 
-        `turn` is what follows `before`, longer at each call.
+        `turn` follows `before` and grows with each call.
         """
         length = len(self.before) + len(turn)
 
@@ -261,7 +261,7 @@ class AnswerWatch:
             return answer
 
         if self.begin < 0:
-            thoughts = [self.tags, *PUBLIC]  # a model may think in the tags of its base
+            thoughts = [self.tags, *PUBLIC]  # a model may think in its base model's tags
             head = (self.before[:1000] + turn[:1000]).lstrip()
             opened = [own.think_end for own in thoughts if head.startswith(own.think_start)]
             opened += [self.tags.think_end] * self.thinking
@@ -277,7 +277,7 @@ class AnswerWatch:
                 paragraph = since(0)[:close].rstrip()[-CONCLUSION:].rsplit("\n\n", 1)[-1]
                 box = paragraph.rfind(r"\boxed{")
                 rest = paragraph[answers.closing_brace(paragraph, box + 7) :] if box >= 0 else ""
-                # Words after its box may withdraw it.
+                # Words after the box may retract the answer.
                 if not re.search(r"\w", rest) and (answer := self.read(paragraph)) is not None:
                     return self.begin, answer
         start, box, is_settled = self.settled, self.box, True
@@ -298,12 +298,12 @@ class AnswerWatch:
 
 
 def is_repeating(text: str) -> bool:
-    """Return whether the last block of a text occurs several times: it has degenerated into a loop."""
+    """Return whether a text has degenerated into a loop: its last block occurs several times."""
     return len(text) > BLOCK and text[-WINDOW:].count(text[-BLOCK:]) >= REPEATS
 
 
 def is_counting(text: str) -> bool:
-    """Return whether a text goes on and on with the same words and other numbers."""
+    """Return whether a text keeps repeating the same words with different numbers."""
     if len(text) < WINDOW:
         return False
     alike = re.sub(r"\d+", "0", text[-WINDOW:]).encode(errors="replace")
