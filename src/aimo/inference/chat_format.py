@@ -1,9 +1,9 @@
-"""How a conversation with a model becomes tokens, and the tokens it writes become calls and text.
+"""Convert conversations to tokens, and the tokens that a model writes to calls and text.
 
-One object is one sample's conversation. `ids` are the tokens that the next turn continues, `text` is all that
-the sample wrote and read; `find_call` finds the program in a turn, `reply` adds the call and its output. The
-model's own tokens stay as they are, so that vLLM has them cached. `begin_conversation` chooses the class:
-`Chat` without tools, `FencedBlocks` and `ToolCalls` with them, and `Harmony` for gpt-oss.
+Each object is one sample's conversation. `ids` are the tokens that the next turn continues, and `text` is all
+that the sample wrote and read. `find_call` finds the program in a turn; `reply` adds the call and its output.
+The model's own tokens stay unchanged, so that they stay in vLLM's cache. `begin_conversation` chooses the
+class: `Chat` without tools, `FencedBlocks` and `ToolCalls` with them, and `Harmony` for gpt-oss.
 """
 
 import re
@@ -21,19 +21,19 @@ from aimo.inference.settings import Settings
 from aimo.inference.tool_calls import MARK, PYTHON, Call
 
 T = TypeVar("T")
-RULES = "Put the final answer in \\boxed{}."  # the sentence on answers outside a competition
+RULES = "Put the final answer in \\boxed{}."  # the sentence about answers outside a competition
 TAIL = 32  # tokens at the end of a prompt that may hold an opening tag
-# Stand for a program and its output in a conversation that is rendered to see what is between them.
+# Placeholders for a program and its output, rendered to see what the template writes between them.
 CALL, OUTPUT = "aimoscallstandshere", "aimosoutputstandshere"
 FENCE = (
     r"(?P<fence>`{3,}|~{3,})[ \t]*[{.]*(?:i?python|py|tool_code)[\d.]*\}?(?:[ \t][^\n]*)?\r?\n"
     r"(?P<code>.*?)(?:^[ \t]*(?P=fence)|(?P=fence)"
 )
-# A block of Python in a text that grows: a fence within a line may be part of the program.
+# A block of Python in a growing text, where a fence within a line may be part of the program.
 BLOCK = re.compile(FENCE + r"(?=[ \t]*\r?\n))", re.DOTALL | re.IGNORECASE | re.MULTILINE)
-# The same in a text that has ended, perhaps before its closing fence.
+# The same in a text that has ended, perhaps without its closing fence.
 WHOLE_BLOCK = re.compile(FENCE + r"(?=[ \t]*\r?$)|\Z)", re.DOTALL | re.IGNORECASE | re.MULTILINE)
-# What may begin a call in a text that grows, what ends one, and characters in which either may be cut in two.
+# What may begin or end a call in a growing text, and the characters searched again, as either may be split.
 OPENING = re.compile(r"[`~]{3,}[ \t]*[{.]*(?:i?py|tool_code)|(?=<tool_call>)|" + MARK.pattern, re.IGNORECASE)
 CLOSING, OVERLAP = re.compile("```|~~~|</tool_call>|</function>"), 100
 
@@ -55,56 +55,56 @@ class Chat:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def render(self, talk: list[dict[str, Any]]) -> str:
-        """Return a conversation as the chat template shows it, up to where the model goes on."""
+        """Return a conversation in the chat template, up to where the model continues."""
         options = {"tools": self.tools, "add_generation_prompt": True, "tokenize": False}
         return self.tokenizer.apply_chat_template(talk, **options | self.settings.chat_template_kwargs)
 
     def thinks(self) -> bool:
-        """Return whether the prompt ends inside a thought: in the tag that opens one, if no setting says."""
+        """Return whether the prompt ends inside a thought, by the setting or by a final opening tag."""
         if self.settings.thinking is not None:
             return self.settings.thinking
         tail = self.tokenizer.decode(self.ids[-TAIL:], skip_special_tokens=False)
         return tail.rstrip().endswith(self.settings.tags.think_start.strip())
 
     def find_call(self, turn: Completion) -> Call | None:
-        """Return the call of Python that a turn makes; None here."""
+        """Return a turn's call of Python. A chat without tools has none."""
         return None
 
     def reply(self, call: Call, output: str) -> None:
         """Continue after the output of a call."""
 
     def forced_ending(self, message: str, thinking: bool) -> str:
-        """Return what makes a message give its answer in a few more tokens."""
+        """Return the text after which a message gives its answer within a few tokens."""
         # Budget forcing (arXiv 2501.19393).
         tags = self.settings.tags
         opened = thinking or tags.think_start in message
         closing = tags.think_end if opened and tags.think_end not in message else ""
-        if tags.answer_start.startswith("<"):  # a tag follows the thought at once, as in training
+        if tags.answer_start.startswith("<"):  # a tag follows the thought directly, as in training
             return closing + tags.answer_start
         return (f"\n{closing}\n" if closing else "") + f"\nThe final answer is {tags.answer_start}"
 
     def count_malformed(self, ids: list[int]) -> int:
-        """Return how many faults of format the token ids of all turns hold; here those cannot be told."""
+        """Return the number of format errors in the token ids of all turns; here none can be detected."""
         return 0
 
 
 class FencedBlocks(Chat):
-    """Fenced Python blocks, each followed by a block with its output; a stream stops where a block ends.
+    """Fenced Python blocks, each followed by a block with its output. A stream stops after a block.
 
-    A subclass with another `find_program` and `output` is another format.
+    A subclass that overrides `find_program` and `output` is another format.
     """
 
     output = "```output\n{}\n```\n"
-    searched = 0, -1  # characters of the turn that hold no whole call, and where one may begin, or -1
+    searched = 0, -1  # characters of the turn without a whole call, and where one may begin, or -1
 
     @property
     def starts_message(self) -> bool:  # type: ignore[override]
         return not self.text  # all turns are one message
 
     def find_program(self, text: str, finished: bool) -> tuple[str, int] | None:
-        """Return the first program in a text, which may still grow, and the character where it ends."""
+        """Return the first program in a text, which may still grow, and the index of its end."""
         begin = 0
-        if not finished:  # searched again and again as it grows: only what is new may begin or end a call
+        if not finished:  # called again as the text grows: only new text can begin or end a call
             seen, begin = self.searched if self.searched[0] <= len(text) else (0, -1)
             new = max(0, seen - OVERLAP)
             if begin < 0 and (opening := OPENING.search(text, new)):
@@ -113,7 +113,7 @@ class FencedBlocks(Chat):
                 self.searched = len(text), begin
                 return None
         block, mark = (WHOLE_BLOCK if finished else BLOCK).search(text, begin), MARK.search(text, begin)
-        if mark and not (block and block.start() < mark.start()):  # a call in the form of some model
+        if mark and not (block and block.start() < mark.start()):  # a call in some model's own format
             closed = re.compile(r"\}\s*</tool_call>|</function>").search(text, mark.end())
             if finished or closed:
                 end = closed.end() if closed else len(text)
@@ -124,7 +124,7 @@ class FencedBlocks(Chat):
         return None
 
     def find_call(self, turn: Completion) -> Call | None:
-        """Return the first complete program of a turn, without the tokens after its last."""
+        """Return a turn's first complete program, without the tokens that follow it."""
         found = self.find_program(turn.text, turn.finished)
         if not found:
             return None
@@ -143,12 +143,12 @@ class FencedBlocks(Chat):
         self.ids = [*self.ids, *call.ids, *self.encode(result)]
 
 
-# The formats of calls that are read here, by `inference.tool_parser`; others are parsers of vLLM's.
+# The call formats that this module reads, by `inference.tool_parser`. Other names are vLLM's parsers.
 OWN_FORMATS: dict[str | None, type[Chat]] = {None: FencedBlocks}
 
 
 class ToolCalls(Chat):
-    """The model's own tool calls: offered by its chat template, read by vLLM's parser of their format."""
+    """The model's own tool calls: its chat template offers them, and a vLLM parser reads them."""
 
     tools = [PYTHON]  # noqa: RUF012
 
@@ -156,9 +156,9 @@ class ToolCalls(Chat):
         return tool_calls.find_tool_call(self.sampler.tool_parser, turn)
 
     def reply(self, call: Call, output: str) -> None:
-        """Add the call and its output to the conversation; the sampled tokens stay.
+        """Add the call and its output to the conversation, and keep the sampled tokens.
 
-        A template may leave out the thoughts of earlier turns: only what it puts after the call is taken.
+        A template may leave out the thoughts of earlier turns, so only its text after the call is used.
         """
         function = call.message["tool_calls"][0]["function"]
         marked = {"type": "function", "function": function | {"arguments": {"code": CALL}}}
@@ -166,7 +166,7 @@ class ToolCalls(Chat):
         result = {"role": "tool", "name": function["name"]}
         content = escape_special_tokens(self.tokenizer, output)
         self.messages = [*self.messages, call.message, result | {"content": content}]
-        # What the template writes from the call on, up to its output and with it.
+        # The template's text after the call: `between` ends before the output, `shown` includes it.
         between, shown = (
             self.render([*asked, result | {"content": text}]).partition(CALL)[2] for text in (OUTPUT, content)
         )
@@ -180,7 +180,7 @@ class ToolCalls(Chat):
         if end := special.get(last) or min(special.values(), key=between.index, default=None):
             rest = shown[between.index(end) + (len(end) if end_sampled else 0) :]
             self.ids = [*self.ids, *call.ids, *self.encode(rest)]
-        else:  # nothing tells where the turn ends
+        else:  # no token marks the end of the turn
             self.ids = self.encode(self.render(self.messages))
         self.text += f"{call.turn}\n```output\n{output}\n```\n"
 
@@ -200,13 +200,13 @@ def begin_conversation(
 
 
 class FolderSampler(Sampler):
-    """What `Engine` and `Server` share: a model folder's tokenizer and settings, and a loop."""
+    """The base of `Engine` and `Server`: a model folder's tokenizer and settings, and a loop."""
 
     loop: BackgroundLoop
     keeps_special_tokens: bool
 
     def read_folder(self, model: str | Path, settings: Settings) -> None:
-        """Load the tokenizer, and check that the model can be asked as the settings say. AimoError if not."""
+        """Load the tokenizer and check that it fits the settings. AimoError if it does not."""
         self.settings = settings
         trusted = settings.vllm.get("trust_remote_code", False)
         self.tokenizer = read_tokenizer(model, trust_remote_code=trusted)
@@ -214,7 +214,7 @@ class FolderSampler(Sampler):
             raise AimoError(
                 f"model {model}: its tokenizer has no chat template; train it with `aimo run`, or save one"
             )
-        # The solver checks lengths, and says which problem is too long.
+        # The solver checks lengths and reports which problem is too long.
         self.tokenizer.model_max_length = 10**9
         own = settings.tool_parser in OWN_FORMATS
         self.tool_parser = None if own else tool_calls.find_tool_parser(settings.tool_parser, self.tokenizer)
@@ -225,7 +225,7 @@ class FolderSampler(Sampler):
             self.encoding = harmony.load_harmony(model)
         else:
             prompts.check_template(self.tokenizer, settings, model)
-        # Tool calls, channels and tags may consist of special tokens: then a text keeps them.
+        # Tool calls, channels and tags may consist of special tokens, which a text then keeps.
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         tags = {tag.strip() for tag in asdict(settings.tags).values()}
         self.keeps_special_tokens = bool(settings.tool_parser or self.encoding or special & tags)

@@ -1,7 +1,7 @@
 """Harmony, the format of gpt-oss: token ids in, token ids out.
 
-openai_harmony renders prompts and tool results. What the model wrote is read here, token by token: gpt-oss
-writes headers now and then on which the library's parser raises. `load_harmony` finds the vocabulary offline.
+openai_harmony renders prompts and tool results. This module parses the model's own tokens, because gpt-oss
+sometimes writes headers on which the library's parser raises. `load_harmony` finds the vocabulary offline.
 """
 
 import base64
@@ -23,8 +23,8 @@ from aimo.inference.tool_calls import Call, read_call
 START, MESSAGE, CHANNEL = 200006, 200008, 200005
 END, RETURN, CALL, END_OF_TEXT = 200007, 200002, 200012, 199999
 STOP = [RETURN, CALL, END_OF_TEXT]  # token ids that end a turn of the model
-ENDS = {END, *STOP}  # ... and a message
-TURN = [START, 173781]  # <|start|>assistant, in which a prompt ends
+ENDS = {END, *STOP}  # token ids that end a message
+TURN = [START, 173781]  # <|start|>assistant, which ends every prompt
 TOKENS = 201_088  # rows of gpt-oss's embedding; every smaller id is a token
 RANKS = 199_998  # tokens of the vocabulary file; the special tokens follow them
 HEADER = re.compile(
@@ -50,22 +50,22 @@ EFFORTS = ("low", "medium", "high")
 class Message(NamedTuple):
     """A message that the model wrote."""
 
-    channel: str | None  # None where the header names no channel of Harmony
-    recipient: str | None  # the tool that it calls
+    channel: str | None  # None if the header names no Harmony channel
+    recipient: str | None  # the tool that it calls, if any
     content: list[int]  # token ids
-    closed_by: int | None  # the token that ended it, None without one
+    closed_by: int | None  # the token that ended it, if any
     is_well_formed: bool  # whether its header is the assistant's, names one channel, and is whole
 
 
 class Harmony:
-    """The conversation of one sample of gpt-oss, with the tool `python` or without tools."""
+    """The conversation of one gpt-oss sample, with the tool `python` or without tools."""
 
     starts_message = True
 
     def __init__(
         self, sampler: Sampler, problem: str, index: int = 0, rules: str = "", with_tools: bool = False
     ):
-        """Render the prompt, without a date: a problem has the same prompt tomorrow."""
+        """Render the prompt without a date, so that a problem has the same prompt every day."""
         harmony = library()
         self.encoding, self.with_tools, self.text = sampler.encoding, with_tools, ""
         settings, setting = sampler.settings, "inference.chat_template_kwargs"
@@ -90,16 +90,16 @@ class Harmony:
         self.ids = self.encoding.render_conversation_for_completion(whole, harmony.Role.ASSISTANT)
 
     def thinks(self) -> bool:
-        return True  # all that is not on the final channel is a thought
+        return True  # everything outside the final channel is a thought
 
     def find_call(self, turn: Completion) -> Call | None:
-        """Return the call that a finished turn ends in: to a tool, or by <|call|>."""
+        """Return the call that ends a finished turn: a message to a tool, or one that <|call|> closes."""
         messages = parse_messages(self.encoding, turn.token_ids) if turn.finished else []
         last = messages[-1] if messages else None
         if not last or (not last.recipient and (last.closed_by != CALL or last.channel == "final")):
             return None
         code = decode_ids(self.encoding, last.content)
-        # The model puts fences or a JSON object around a program now and then.
+        # The model sometimes wraps a program in a fence or a JSON object.
         if fenced := re.fullmatch(r"\s*```(?:\w*)[ \t]*\r?\n(.*?)\n?```\s*", code, re.DOTALL):
             code = fenced[1]
         elif re.match(r'\s*\{\s*"(code|name|arguments)"\s*:', code):
@@ -109,7 +109,7 @@ class Harmony:
         return Call(code, turn.text, turn.token_ids, channel=last.channel or "analysis")
 
     def reply(self, call: Call, output: str) -> None:
-        """Continue after the output of a call; what the model wrote stays, token by token."""
+        """Continue after the output of a call. The model's own tokens stay unchanged."""
         harmony = library()
         tool = harmony.Author.new(harmony.Role.TOOL, "python")
         result = harmony.Message.from_author_and_content(tool, output or "[no output]")
@@ -127,10 +127,10 @@ class Harmony:
         return f"{closing}{'<|start|>assistant' if message else ''}{FINAL}{ANSWER}"
 
     def count_malformed(self, ids: list[int]) -> int:
-        """Count the faults of format in the token ids of all turns.
+        """Count the format errors in the token ids of all turns.
 
-        They are faulty headers, calls to an unknown tool or without <|call|>, and messages after the final
-        answer.
+        Errors are malformed headers, calls to an unknown tool or without <|call|>, and messages after the
+        final answer.
         """
         faults, answered = 0, False
         for message in parse_messages(self.encoding, ids):
@@ -143,9 +143,9 @@ class Harmony:
 
 
 def parse_messages(encoding: Any, ids: Iterable[int]) -> list[Message]:
-    """Return the messages in the token ids of turns, each after <|start|>assistant. No ids raise.
+    """Return the messages in the token ids of turns, each after <|start|>assistant. Never raises.
 
-    A header runs to <|message|>, a content to <|end|>, <|return|>, <|call|> or the next header.
+    A header runs to <|message|>, and its content to <|end|>, <|return|>, <|call|> or the next header.
     """
     messages: list[Message] = []
     header: list[int] = [*TURN]
@@ -174,12 +174,12 @@ def is_python(recipient: str) -> bool:
 
 
 def decode_ids(encoding: Any, ids: Iterable[int]) -> str:
-    """Return the text of token ids. Unknown ones are left out, bytes that are not UTF-8 replaced."""
+    """Return the text of token ids. Skips unknown ids and replaces bytes that are not UTF-8."""
     return encoding.decode([token for token in ids if 0 <= token < TOKENS])
 
 
 def library() -> Any:
-    import openai_harmony  # a tenth of a second, which other models than gpt-oss do not take
+    import openai_harmony  # takes a tenth of a second, and only gpt-oss needs it
 
     return openai_harmony
 
@@ -188,8 +188,8 @@ def library() -> Any:
 def load_harmony(model: str | Path) -> Any:
     """Return openai_harmony's encoding of gpt-oss, offline.
 
-    The vocabulary file is in the folder that TIKTOKEN_ENCODINGS_BASE names, or in the model folder, or made
-    from its tokenizer.json, or among Kaggle's inputs. AimoError when there is none, or one with another hash.
+    The vocabulary file comes from the folder in TIKTOKEN_ENCODINGS_BASE or else from the model folder, its
+    tokenizer.json or Kaggle's inputs, in that order. AimoError if there is none or its hash is wrong.
     """
     harmony, given = library(), os.environ.get(FOLDER)
     file = Path(given or model) / FILE
@@ -217,8 +217,8 @@ def load_harmony(model: str | Path) -> Any:
 
 
 def vocabulary_of(tokenizer: Path) -> bytes:
-    """Return the vocabulary file that a tokenizer.json makes; empty for a tokenizer of another kind."""
-    # A byte-level tokenizer (GPT-2) writes a printable byte as its own letter, the others from U+0100 on.
+    """Return the vocabulary file built from a tokenizer.json; empty for a tokenizer of another kind."""
+    # A byte-level tokenizer (GPT-2) maps printable bytes to their own letters, the others to U+0100 and up.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

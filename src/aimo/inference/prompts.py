@@ -1,8 +1,8 @@
-"""How a model is asked, up to what it answers.
+"""From a problem to a model's completion.
 
-A problem becomes messages (`as_messages`), which the model's chat template has to show (`check_template`). A
-`Sampler`, the engine or servers, continues their token ids to a `Completion`, in a stream on a
-`BackgroundLoop`. Every sample has a seed of its own (`sample_seed`).
+`as_messages` turns a problem into messages, and `check_template` checks that the model's chat template shows
+them. A `Sampler` (the engine or servers) continues their token ids to a `Completion`, in a stream on a
+`BackgroundLoop`. Every sample has its own seed (`sample_seed`).
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from aimo.inference.errors import AimoError, one_line
 from aimo.inference.settings import Prompt, Settings, Variant
 
 T = TypeVar("T")
-# Whether a stream may end, given its text and its token ids so far. It keeps no reference to the text, so
-# that Python extends a local name of it in place: a copy for each token of a long stream takes 60 µs.
+# Returns whether a stream may end, given its text and token ids so far. It keeps no reference to the text,
+# so that Python can extend the string in place: in a long stream, a copy for each token takes 60 µs.
 Until = Callable[[str, list[int]], bool]
 MIN_TOKENS = 16  # fewer cannot hold an answer
-# Templates that training made, which may ask without a generation prompt: they hold MARK, or end in PLAIN.
+# Templates from training contain MARK or end in PLAIN; they may have no generation prompt.
 MARK = "{#- aimo -#}"
 PLAIN = (
     "{%- for message in messages -%}"
@@ -36,19 +36,19 @@ PLAIN = (
 def apply_template(
     tokenizer: Any, talks: list[tuple[list[dict[str, str]], bool]], what: str, remedy: str, /, **options: Any
 ) -> list[str]:
-    """Return conversations as the chat template shows them, each with or without a generation prompt."""
+    """Return conversations in the chat template, each with or without a generation prompt."""
     try:
         return [
             tokenizer.apply_chat_template(talk, add_generation_prompt=asks, tokenize=False, **options)
             for talk, asks in talks
         ]
-    except Exception as e:  # templates raise errors of their own, and Jinja its own
+    except Exception as e:  # templates and Jinja raise errors of many types
         line = f" in line {e.lineno}" if hasattr(e, "lineno") else ""
         raise AimoError(f"{what} cannot be rendered ({one_line(e)}{line}); {remedy}") from None
 
 
 def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> None:
-    """Raise AimoError when the chat template does not show what the settings say."""
+    """Raise AimoError if the chat template does not fit the settings."""
     template, remedy = f"model {model}: its chat template", "save another with the model"
     problem = "What is 1 + 1?"
     asked = as_messages(settings, problem)
@@ -71,7 +71,7 @@ def check_template(tokenizer: Any, settings: Settings, model: str | Path) -> Non
 
 
 def check_length(prompt: list[int], room: int) -> None:
-    """Raise AimoError when a short problem's prompt leaves no room to answer."""
+    """Raise AimoError if a short problem's prompt leaves no room to answer."""
     if len(prompt) + MIN_TOKENS > room:
         raise AimoError(
             f"a prompt takes {len(prompt)} of the context's {room} tokens before the problem; shorten "
@@ -90,7 +90,7 @@ def as_completion(prompt: Prompt, thought: str, answer: int | str) -> list[dict[
 
 
 def as_messages(settings: Settings, problem: str, index: int = 0, rules: str = "") -> list[dict[str, str]]:
-    """Return the conversation that asks `problem` of the `index`-th sample, by a competition's `rules`."""
+    """Return the messages that pose `problem` to the `index`-th sample, with a competition's `rules`."""
     asked = variant(settings, index)
     user = asked.user.replace("{rules}", rules).replace("{problem}", problem).strip()
     system = asked.system.replace("{rules}", rules).strip()
@@ -98,11 +98,11 @@ def as_messages(settings: Settings, problem: str, index: int = 0, rules: str = "
 
 
 def variant(settings: Settings, index: int) -> Settings | Variant:
-    """Return what holds the system and user message of the `index`-th sample."""
+    """Return the settings or the variant whose system and user messages the `index`-th sample uses."""
     end = 0.0
     for other in settings.variants:
         begin, end = end, end + other.share
-        # Spread evenly over the samples, as the shares of tools are.
+        # Spread evenly over the samples, like the share of tools.
         if int((index + 1) * end) - int((index + 1) * begin) > int(index * end) - int(index * begin):
             return other
     return settings
@@ -118,7 +118,7 @@ def escape_special_tokens(tokenizer: Any, text: str) -> str:
 
 @dataclass
 class Completion:
-    """What one stream wrote."""
+    """The output of one stream."""
 
     text: str
     token_ids: list[int]
@@ -141,42 +141,42 @@ class Completion:
 
 
 class Sampler(Protocol):
-    """A model that completes prompts, with the settings it is sampled with."""
+    """A model that completes prompts, with its sampling settings."""
 
-    model: Any  # its folder, or a server's name of it
+    model: Any  # its folder, or its name on a server
     settings: Settings
     tokenizer: Any
     tool_parser: Any  # vLLM's parser of the model's own tool calls, or None
-    encoding: Any  # openai_harmony's encoding, of models whose format is Harmony, or None
+    encoding: Any  # openai_harmony's encoding for models in the Harmony format, or None
     max_length: int  # tokens of prompt and completion together
-    streams: int  # how many it runs at a time; more of them wait
-    queue_s: float  # seconds that a stream may wait for its first token because others ask too
+    streams: int  # how many it runs at a time; further ones wait
+    queue_s: float  # seconds that a stream may wait for its first token while others are served
 
     @property
-    def identity(self) -> str: ...  # what identifies the model by its content
+    def identity(self) -> str: ...  # identifies the model by its content
     @property
-    def written(self) -> int: ...  # changes while any stream is written to: a sign of life
+    def written(self) -> int: ...  # changes whenever a stream grows: a sign of life
     @property
     def has_died(self) -> bool: ...
-    def encode(self, problem: str) -> list[int]: ...  # the prompt that the first sample starts from, as ids
+    def encode(self, problem: str) -> list[int]: ...  # the first sample's prompt, as token ids
 
     # Continues `prompt` in one stream, until it ends or `until(text, token_ids)` returns True.
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
     ) -> Completion: ...
 
-    # Runs a coroutine on the sampler's event loop, from any other thread. AimoError when it is closed.
+    # Runs a coroutine on the sampler's event loop, from any other thread. AimoError if it is closed.
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T: ...
-    def respawn(self) -> "Sampler": ...  # another of the same model and settings, in place of a failed one
-    def close(self) -> None: ...  # ends what runs and frees its resources
+    def respawn(self) -> "Sampler": ...  # replaces a failed one, with the same model and settings
+    def close(self) -> None: ...  # ends all streams and frees its resources
 
 
 class BackgroundLoop:
-    """An event loop in a thread, for callers with a loop of their own (notebooks) and without one."""
+    """An event loop in a thread, for callers with their own loop (notebooks) or without one."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        # One thread for each sample whose program runs; asyncio's own number is the cores' and four.
+        # One thread for each sample that runs a program; asyncio's default is cores + 4, at most 32.
         self.loop.set_default_executor(ThreadPoolExecutor(64))
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
@@ -185,7 +185,7 @@ class BackgroundLoop:
         return self.loop.is_running()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Return a coroutine's result. TimeoutError after `timeout` seconds, AimoError when it is stopped."""
+        """Return a coroutine's result. TimeoutError after `timeout` seconds, AimoError on a stopped loop."""
         if not self.loop.is_running():
             coroutine.close()
             raise AimoError("the engine is closed; start another")
@@ -204,19 +204,19 @@ class BackgroundLoop:
 
 
 async def cancel(tasks: Collection[asyncio.Task[Any]], wait_s: float = 5.0) -> None:
-    """Cancel tasks, and wait until the engine has released them; a dead one never does."""
+    """Cancel tasks and wait up to `wait_s` until the engine releases them; a dead one never does."""
     for task in tasks:
         task.cancel()
     ended, _ = await asyncio.wait(tasks, timeout=wait_s) if tasks else ((), ())
     for task in ended:
         if not task.cancelled():
-            task.exception()  # which asyncio would print if nobody asked for it
+            task.exception()  # asyncio would print an exception that nobody retrieves
 
 
 def result_of(future: "Future[T]", timeout: float | None = None) -> T:
     """Return a future's result, or raise its error. TimeoutError after `timeout` seconds.
 
-    It waits in slices of a second, because Ctrl-C that reaches another thread does not wake one that waits.
+    Waits in slices of a second, because a Ctrl-C in another thread does not wake a waiting one.
     """
     end = math.inf if timeout is None else time.monotonic() + timeout
     while not future.done() and (left := end - time.monotonic()) > 0:
@@ -225,10 +225,10 @@ def result_of(future: "Future[T]", timeout: float | None = None) -> T:
 
 
 def entropy_of(logprobs: Iterable[float]) -> float:
-    """Return the entropy of the likeliest tokens in nats, without the others' share."""
+    """Return the entropy of the likeliest tokens in nats, without the share of the others."""
     return -sum(math.exp(p) * p for p in logprobs)
 
 
 def sample_seed(seed: int, problem: str, i: int) -> int:
-    """Return the seed of a problem's i-th sample, whatever is sampled at the same time."""
+    """Return the seed of a problem's i-th sample, independent of what else is sampled."""
     return zlib.crc32(f"{seed} {i} {problem}".encode())

@@ -1,17 +1,17 @@
-"""A proof of a problem, by one model in four roles, within a budget of time.
+"""Prove a problem with one model in four roles, within a time budget.
 
-    prove     several proofs are written, each with its thought
-    verify    each proof is marked several times, from 0 to 7, with what is objected to
-    refine    the best that are not perfect are written again, with the objections, and marked too
-    select    votes choose one of the best
+    prove     writes several proofs, each after a thought
+    verify    marks each proof several times, from 0 to 7, with objections
+    refine    rewrites the best imperfect proofs to meet the objections; they are marked too
+    select    votes for one of the best
 
-A step may use the time up to its share of the budget; what it saves is the next one's. A call that runs into
-it is cut: the thought of a proof is closed, and the proof written down in the time reserved for that. A proof
-that degenerates into repetition is dropped.
+Each step ends at its share of the budget, and time that it saves passes to the next. A call that is still
+running then is cut: the thought of a proof is closed, and reserved time is left to write the proof down. A
+proof that degenerates into repetition is dropped.
 
-The solution's samples, each with its role, are all that is known: after a death, another engine goes on with
-what is missing. `choose` finds a text among them at any time: the selected proof, else the one with the best
-mark, else one without, else one that was cut, the end of a thought, or the fallback.
+The solution's samples, each with its role, are the whole state: after an engine dies, another continues with
+what is missing. `choose` returns a text at any time: the proof with the most votes, or else the best mark (an
+unmarked one counts as UNMARKED), or else a proof that was cut, the end of a thought, or the fallback.
 """
 
 import asyncio
@@ -35,13 +35,13 @@ from aimo.inference.voting import Stop
 
 # Shares of the budget by which the steps end; the rest is a margin.
 PROVED, VERIFIED, REFINED, VERIFIED_AGAIN, SELECTED = 0.45, 0.62, 0.82, 0.92, 0.98
-CLOSING = 0.2  # of a step's time, reserved for closing what is cut
+CLOSING = 0.2  # of a step's time, reserved for closing cut calls
 FULL = 7  # the best mark
 MARK = Integer(0, FULL)
-UNMARKED = FULL / 2  # what a proof without marks counts as
-NEAR, FINALISTS = 1.0, 4  # marks below the best that a proof may be to be voted on, and how many may be
+UNMARKED = FULL / 2  # the mark assumed for a proof without marks
+NEAR, FINALISTS = 1.0, 4  # how far below the best mark a finalist may be, and the most finalists
 OBJECTION = 6000  # characters at the end of a verifier's text that a refiner reads
-THOUGHT = 3000  # characters at the end of a thought that stand for a proof
+THOUGHT = 3000  # characters at the end of a thought that replace a missing proof
 
 
 def prove_problem(
@@ -54,9 +54,9 @@ def prove_problem(
     keep: Callable[[Sample], None] = lambda sample: None,
     rules: str = "",
 ) -> Solution:
-    """Prove a problem in `budget_s` seconds, or in those of the settings if they are fewer.
+    """Prove a problem within `budget_s` seconds, or the settings' limit if that is lower.
 
-    The rest is as in `solver.solve_problem`. The solution has a text, whatever happens.
+    The other arguments are those of `solver.solve_problem`. The solution always has a text.
     """
     solution = solution or Solution(kind.fallback)
     prover = Prover(AskedProblem(sampler, problem, seed, rules=rules), kind, solution, keep)
@@ -64,7 +64,7 @@ def prove_problem(
 
 
 class ProofSample(RunningSample):
-    """A proof while it is written. Where its thought is cut, it is closed, and the proof written down."""
+    """A running proof. If its thought is cut, the thought is closed and the proof is written down."""
 
     def __init__(self, problem: AskedProblem, index: int, begin_s: float, proofs: Proofs):
         super().__init__(problem, index, begin_s, with_tools=False)
@@ -94,7 +94,7 @@ class ProofSample(RunningSample):
 
 
 class Prover(Solver):
-    """One problem while it is proved, on the sampler's event loop."""
+    """Proves one problem on the sampler's event loop."""
 
     def __init__(
         self, problem: AskedProblem, kind: Proof, solution: Solution, keep: Callable[[Sample], None]
@@ -102,14 +102,14 @@ class Prover(Solver):
         super().__init__(problem, solution, keep)
         settings = self.sampler.settings
         self.kind, self.proofs = kind, settings.proofs or Proofs()
-        self.roles: dict[int, tuple[str, bool]] = {}  # the role, and whether it begins in a thought
+        self.roles: dict[int, tuple[str, bool]] = {}  # the role, and whether the text begins in a thought
         self.numbers = itertools.count(1 + max((sample.index for sample in solution.samples), default=-1))
-        self.bare = copy.copy(self.sampler)  # the same model, asked with the prompts of roles
+        self.bare = copy.copy(self.sampler)  # the same model, for the prompts of the roles
         tags = replace(settings.tags, answer_start="\\boxed{", answer_end="}")
         self.bare.settings = replace(settings, user="{problem}", variants=[], stop=[], tools=0.0, tags=tags)
 
     async def take_steps(self, budget_s: float) -> None:
-        for _ in range(2):  # once more for what was dropped
+        for _ in range(2):  # the second time replaces dropped proofs
             more = self.proofs.provers - sum(sample.role == "prove" for sample in self.ranked())
             await self.ask([("prove", self.prompt("prove"))] * more, self.begun + PROVED * budget_s)
         await self.verify(self.begun + VERIFIED * budget_s)
@@ -125,13 +125,13 @@ class Prover(Solver):
                 asked.append((role, self.prompt("refine", proof=proof.answer, objections=objections)))
         await self.ask(asked, self.begun + REFINED * budget_s)
         await self.verify(self.begun + VERIFIED_AGAIN * budget_s)
-        # Votes choose among the proofs that stand near the best.
+        # Votes choose among the proofs near the best.
         ranked = self.ranked()
         best = self.rank(ranked[0])[0] if ranked else 0.0
         near = [proof for proof in ranked if self.rank(proof)[0] >= best - NEAR][:FINALISTS]
         asked = []
         for number in range(len(self.of_role("select")), self.proofs.selectors if len(near) > 1 else 0):
-            first = number % len(near)  # each is the first of some
+            first = number % len(near)  # each proof comes first in some prompts
             shown = near[first:] + near[:first]
             proofs = "\n\n".join(f"Proof {i}:\n\n{proof.answer}" for i, proof in enumerate(shown, 1))
             indices = ",".join(str(proof.index) for proof in shown)
@@ -155,9 +155,9 @@ class Prover(Solver):
         await self.ask(asked, end, MARK)
 
     async def ask(self, asked: list[tuple[str, str]], end: float, kind: Integer | None = None) -> None:
-        """Let the model answer prompts, each in a role, until a moment.
+        """Sample the answers to (role, prompt) pairs until `end`.
 
-        An answer of a `kind` is forced where it is cut; without one the model writes proofs.
+        With a `kind`, a call that is cut is forced to answer. Without one, the model writes proofs.
         """
         if (left := end - time.monotonic()) <= 0:
             return
@@ -181,14 +181,14 @@ class Prover(Solver):
         return re.sub(r"\{(\w+)\}", lambda m: str(known.get(m[1], m[0])), getattr(self.proofs, role))
 
     def add(self, sample: Sample) -> None:
-        """Record a sample with its role; a proof that did not degenerate is its answer."""
+        """Record a sample with its role. Its answer is the proof, unless that degenerated."""
         role, thinks = self.roles[sample.index]
         is_proof = role.startswith(("prove", "refine")) and sample.end is not End.REPETITION
         answer = self.final_text(sample.text, thinks) if is_proof else None
         super().add(replace(sample, role=role, answer=answer))
 
     def final_text(self, text: str, thinks: bool) -> str | None:
-        """Return what follows the thought of a text; None where it ends inside its thought."""
+        """Return the text after the thought, or None if it ends inside its thought."""
         tags = self.sampler.settings.tags
         ends = [end for end in (tags.think_end, *answers.PUBLIC_THINK_ENDS) if end in text]
         if not ends and (thinks or text.lstrip().startswith(tags.think_start)):
@@ -199,11 +199,11 @@ class Prover(Solver):
         return self.kind.read(re.split(r"<\|\w+\|>", proof)[0])
 
     def of_role(self, role: str) -> list[Sample]:
-        ended = sorted(self.solution.ended, key=lambda sample: sample.index)  # whatever came first
+        ended = sorted(self.solution.ended, key=lambda sample: sample.index)  # in whatever order they ended
         return [sample for sample in ended if f"{sample.role} ".startswith(f"{role} ")]
 
     def ranked(self) -> list[Sample]:
-        """Return the proofs that differ, the best first."""
+        """Return the distinct proofs, the best first."""
         ended = sorted(self.solution.ended, key=lambda sample: -sample.index)
         first = {sample.answer: sample for sample in ended if sample.answer}
         return sorted(first.values(), key=self.rank, reverse=True)
@@ -213,7 +213,7 @@ class Prover(Solver):
         return (UNMARKED if mark is None else mark) - 2 * bool(fault), proof.end is End.FINISHED, -proof.index
 
     def mark(self, proof: Sample) -> float | None:
-        """Return the mean of a proof's marks; None without any."""
+        """Return the mean of a proof's marks, or None if it has none."""
         read = [MARK.read(MARK.find(verdict.text)) for verdict in self.of_role(f"verify {proof.index}")]
         marks = [mark for mark in read if mark is not None]
         return sum(marks) / len(marks) if marks else None
@@ -243,7 +243,7 @@ class Prover(Solver):
 
 
 def fault_of_form(text: str, pages: int | None) -> str:
-    """Return what is wrong with the length or the Markdown of a proof; empty when nothing is."""
+    """Return what is wrong with a proof's length or Markdown, or an empty string."""
     if pages and len(text) > pages * PAGE:
         return f"it has {len(text) / PAGE:.1f} pages, and {pages} are allowed"
     if found := re.search(r"</?think>|<\|\w+\|>", text):
@@ -263,7 +263,7 @@ def fault_of_form(text: str, pages: int | None) -> str:
 
 
 def fit_pages(text: str, pages: int | None) -> str:
-    """Return a proof that fits its pages: one that is too long ends with the last paragraph that does."""
+    """Cut a proof to its pages, if possible after a paragraph that leaves nothing in its Markdown open."""
     if not pages or len(text) <= pages * PAGE:
         return text
     paragraphs = text[: pages * PAGE].split("\n\n")

@@ -1,4 +1,4 @@
-"""One sample: its turns and programs, when it ends, its forced answer, and what is recorded of it."""
+"""One sample: its turns and programs, when it ends, its forced answer and its record."""
 
 import asyncio
 import contextlib
@@ -19,9 +19,9 @@ from aimo.inference.prompts import MIN_TOKENS, Completion, Sampler, sample_seed
 from aimo.inference.sandbox import Programs
 
 FORCED_ANSWER_TOKENS = 24
-CHECK_EVERY = 64  # characters between two checks whether a sample is over
-COUNT_EVERY = 1024  # characters between two checks whether it counts without end, which take longer
-TAIL = 256  # tokens at the end of a sample whose confidence is recorded apart
+CHECK_EVERY = 64  # characters between two checks for a sample's end
+COUNT_EVERY = 1024  # characters between two checks for endless counting, which take longer
+TAIL = 256  # tokens at the end of a sample whose confidence is recorded separately
 
 
 class End(StrEnum):
@@ -29,53 +29,53 @@ class End(StrEnum):
 
     FINISHED = "finished"  # the model ended it
     ANSWERED = "answered"  # its final answer was complete
-    REPETITION = "repetition"  # it had degenerated into repetition
+    REPETITION = "repetition"  # it degenerated into repetition
     OVERLONG = "overlong"  # it was much longer than the samples that had ended
-    TOKENS = "tokens"  # it had used up its tokens
-    TIME = "time"  # the time of the question was over
+    TOKENS = "tokens"  # it used up its tokens
+    TIME = "time"  # the question's time ran out
     STOPPED = "stopped"  # sampling stopped before it ended; it has no vote
     FAILED = "failed"  # an error ended it; it has no vote
 
 
 @dataclass
 class Sample:
-    """A sample that has ended, as journals keep it."""
+    """A sample that has ended, as journals store it."""
 
-    index: int  # its number among the question's samples, from which its seed follows
+    index: int  # its number among the question's samples, which determines its seed
     text: str
     tokens: int
     end: End
     answer: Value | None = None
     weight: float = 1.0  # of its vote
-    begin_s: float = 0.0  # from the question on
+    begin_s: float = 0.0  # since the question began
     end_s: float = 0.0
     seed: int = 0
     turns: int = 0  # programs that were run
     errors: int = 0  # programs that failed
     printed: list[Value | None] = field(default_factory=list)  # the answer in each program's last line
-    malformed: int = 0  # faults of format that were survived, such as a call to an unknown tool
+    malformed: int = 0  # format errors that it survived, such as a call to an unknown tool
     # Mean log-probability and mean entropy in nats, of all tokens and of the last TAIL; None: not measured.
     logprob: float | None = None
     tail_logprob: float | None = None
     entropy: float | None = None
     tail_entropy: float | None = None
-    role: str = ""  # of proofs: `prove`, `verify 3`, `refine 3` or `select 3,5`; the numbers are samples
+    role: str = ""  # in proofs: `prove`, `verify 3`, `refine 3` or `select 3,5`; numbers are samples
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # of a journal's lines
 
 
 @dataclass(frozen=True)
 class AskedProblem:
-    """A problem, and what counts as its answer: what all its samples share."""
+    """A problem and what counts as its answer, shared by all its samples."""
 
     sampler: Sampler
     text: str
     seed: int
-    kind: AnswerKind | None = None  # None: there is no answer to find, and the model alone ends a sample
-    rules: str = ""  # the competition's sentence on its answers
-    known: list[Value] = field(default_factory=list)  # one of each group of equal answers, the first
-    # The conversations that samples begin with, by variant of the prompt, with and without tools.
+    kind: AnswerKind | None = None  # None: no answer is sought, so that none ends a sample
+    rules: str = ""  # the competition's sentence about its answers
+    known: list[Value] = field(default_factory=list)  # the first of each group of equal answers
+    # The conversations that samples begin with, by prompt variant and whether they have tools.
     begun: dict[tuple[int, bool], chat_format.Conversation] = field(default_factory=dict)
-    grouping: asyncio.Lock = field(default_factory=asyncio.Lock)  # one sample at a time, where it takes long
+    grouping: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while a slow kind groups an answer
 
     def begin(self, index: int, with_tools: bool) -> chat_format.Conversation:
         """Return a sample's conversation; a prompt is encoded once for all samples that share it."""
@@ -87,25 +87,25 @@ class AskedProblem:
         return copy.copy(self.begun[key])
 
     def fault(self) -> str:
-        """Return why the problem cannot be asked; empty when it can."""
+        """Return why the problem cannot be asked, or an empty string."""
         if not self.text.strip():
             return "the problem is empty"
         try:
             self.begin(0, with_tools=self.sampler.settings.tools > 0)
             tokens, limit = len(self.begin(0, with_tools=False).ids), self.sampler.max_length
-        except BaseException as e:  # a tokenizer or a template does not take this problem, or panics
+        except BaseException as e:  # a tokenizer or a template rejects this problem, or panics
             return one_line(e)
         if tokens + MIN_TOKENS > limit:
             return f"the problem's {tokens} tokens do not fit the model's {limit}"
         return ""
 
     def read(self, text: str) -> Any:
-        """Return the answer in a text, or None when there is none of the kind."""
+        """Return the answer in a text, or None if there is none of the kind."""
         kind = self.kind
         return kind.read(kind.find(text, self.sampler.settings.tags)) if kind else None
 
     def group(self, answer: Any, known: list[Any]) -> Any:
-        """Return the first known answer that equals an answer, else itself, which is known from now on."""
+        """Return the first known answer that equals `answer`, or else add it to `known` and return it."""
         if self.kind is None or self.kind.is_exact or answer is None:
             return answer
         if (first := self.kind.group(answer, known)) is answer:
@@ -114,9 +114,9 @@ class AskedProblem:
 
 
 class RunningSample:
-    """A sample while it runs: `answer` samples it to its end; `record` and `cut` make it a `Sample`.
+    """A running sample: `answer` samples it to its end; `record` and `cut` return it as a `Sample`.
 
-    A subclass with another `work` and `close` is another kind of task.
+    A subclass that overrides `work` and `close` performs another kind of task.
     """
 
     def __init__(self, problem: AskedProblem, index: int, begin_s: float, with_tools: bool):
@@ -128,24 +128,24 @@ class RunningSample:
         self.results: list[Value | None] = []  # the answer in the last line that each program printed
         self.errors = 0  # programs that failed
         self.earlier = Completion("", [], False)  # the turns before this one
-        self.message_begin = 0  # where in the text the model's present message begins
+        self.message_begin = 0  # where in the text the model's current message begins
         self.thinking = False  # whether that message began inside a thought
         self.limit = math.inf  # tokens beyond which the sample is cut
-        self.checked = 0  # characters at the last check whether it is over
+        self.checked = 0  # characters at the last check for its end
         self.heard = time.monotonic()  # when it last wrote something
-        self.waits = self.runs_program = False  # for the first token of a turn; for a program
+        self.waits = self.runs_program = False  # for a turn's first token; a tool call
         self.end: End | None = None
         self.begin_turn()
 
     def begin_turn(self) -> None:
-        self.turn = Completion("", [], False)  # its text comes with its end
+        self.turn = Completion("", [], False)  # gets its text when it ends
         self.written = io.StringIO()  # the text until then
         before = self.talk.text[self.message_begin :]
         self.watch = voting.AnswerWatch(self.problem.read, self.settings.tags, self.thinking, before)
 
     @property
     def text(self) -> str:
-        """What it wrote and read so far, all turns together."""
+        """All that it wrote and read so far, in all turns."""
         return self.talk.text + (self.turn.text or self.written.getvalue())
 
     @property
@@ -153,7 +153,7 @@ class RunningSample:
         return self.with_tools and not self.end and len(self.results) < self.settings.tool_turns
 
     async def answer(self, cut: float = math.inf, end: float = math.inf) -> Completion:
-        """Sample to the end. What is cut at a moment has until `end` to close what it wrote."""
+        """Sample to the end. A sample still running at `cut` has until `end` to close its text."""
         try:
             async with asyncio.timeout(cut - time.monotonic()) as limit:
                 return await self.work()
@@ -169,7 +169,7 @@ class RunningSample:
         return replace(self.earlier + self.turn, text=self.text)
 
     async def work(self) -> Completion:
-        """Sample to the end, and force an answer where the model has given none."""
+        """Sample to the end, and force an answer if the model has given none."""
         completion = await self.run()
         if completion.finished:
             self.end = End.FINISHED
@@ -181,7 +181,7 @@ class RunningSample:
         return completion
 
     async def run(self) -> Completion:
-        """Sample until the model, `update` or the token limit ends it; a program ends one turn of several."""
+        """Sample until the model, `update` or the token limit ends it. Each program only ends a turn."""
         with contextlib.closing(Programs(self.settings.tool_seconds)) as programs:
             while True:
                 self.turn_prompt = self.talk.ids
@@ -196,7 +196,7 @@ class RunningSample:
                     self.turn = await self.sampler.sample(self.turn_prompt, self.seed, limited, self.update)
                 call = self.talk.find_call(self.turn)
                 if call is None or not self.may_call:
-                    # A sample that asks for a program which is not run has not come to its end.
+                    # A sample that ends with a call that is not run has not finished.
                     finished = self.turn.finished and call is None
                     return replace(self.earlier + self.turn, text=self.text, finished=finished)
                 self.runs_program = True
@@ -211,11 +211,11 @@ class RunningSample:
     def update(self, turn: str, ids: list[int]) -> bool:
         """Record what this turn has written so far, and return whether to end it now.
 
-        Costs the same however long the turn is: it looks at what is new, and keeps no reference to `turn`,
-        so that the sampler can extend it in place.
+        The cost does not depend on the turn's length: only new text is read, and no reference to `turn` is
+        kept, so that the sampler can extend it in place.
         """
         self.heard, self.waits = time.monotonic(), False
-        if len(turn) < self.written.tell():  # another server begins the turn again
+        if len(turn) < self.written.tell():  # another server has restarted the turn
             self.begin_turn()
         self.turn.token_ids = ids
         self.written.write(turn[self.written.tell() :])
@@ -240,7 +240,7 @@ class RunningSample:
         return self.end is not None
 
     async def close(self) -> Completion:
-        """Return what the sample wrote, and the answer that the model is forced to give at once."""
+        """Return what the sample wrote, with the answer that the model is forced to give."""
         self.heard, self.waits = time.monotonic(), True
         text, written = self.text, self.turn.token_ids
         if self.turn.finished:  # by a token that ends the turn
@@ -249,7 +249,7 @@ class RunningSample:
         forced = self.sampler.tokenizer.encode(ending, add_special_tokens=False)
         room = self.sampler.max_length - FORCED_ANSWER_TOKENS - len(forced)
         asked = self.turn_prompt + written
-        if len(asked) > room:  # the middle is left out
+        if len(asked) > room:  # leave out the middle
             asked = self.prompt + asked[len(asked) - room + len(self.prompt) :]
         limited = replace(self.settings, max_tokens=FORCED_ANSWER_TOKENS)
         closing = self.settings.tags.answer_end
@@ -257,12 +257,12 @@ class RunningSample:
         return replace(self.earlier + self.turn + tail, text=text + ending + tail.text, finished=False)
 
     def record(self, completion: Completion, end_s: float) -> Sample:
-        """Return the sample that has ended with a completion, with its vote and its weight."""
+        """Return the record of a sample that has ended, with its vote and its weight."""
         answer, weight = self.problem.group(self.problem.read(completion.text), self.problem.known), 1.0
         if answer is not None and self.with_tools:
             weight = voting.by_tools(answer, [self.problem.group(one, [answer]) for one in self.results])
         elif answer is None and self.results:
-            # Its last program printed an answer that the sample did not come to state.
+            # Its last program printed an answer that the sample never stated.
             answer = self.problem.group(self.results[-1], self.problem.known)
             weight = 1.0 if answer is None else 0.5
         if answer is not None and self.settings.discount_trivial:
@@ -284,7 +284,7 @@ class RunningSample:
         return sample
 
     def cut(self, end: End, end_s: float, completion: Completion | None = None) -> Sample:
-        """Return the sample as it is when it is stopped, or fails: without a vote."""
+        """Return the record of a sample that was stopped or failed, without a vote."""
         completion = completion or replace(self.earlier + self.turn, text=self.text)
         return Sample(
             self.index,

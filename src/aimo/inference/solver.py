@@ -1,4 +1,4 @@
-"""One problem: sampled in waves until the vote is settled or the time is over; `next_budget` is that time."""
+"""Solve one problem: sample in waves until the vote is settled or its time (`next_budget`) runs out."""
 
 import asyncio
 import math
@@ -17,15 +17,15 @@ from aimo.inference.sample import AskedProblem, End, RunningSample, Sample
 from aimo.inference.sandbox import has_sandbox
 from aimo.inference.voting import Stop
 
-HEALTH_CHECK_S = 2.0  # between two checks of the engine: samples of a dead one may wait for ever
-HANG_S = 60.0  # without a token from any sample: the engine hangs
-IN_A_ROW = 4  # samples that fail in a row, with none left running: the engine failed, not the samples
-FORCED_ANSWER_S = 5.0  # of a budget, or a tenth of it, reserved for forced answers
+HEALTH_CHECK_S = 2.0  # between checks of the engine: samples of a dead one may wait for ever
+HANG_S = 60.0  # without a token from any sample, after which the engine counts as hung
+IN_A_ROW = 4  # failures in a row, with no sample running, mean that the engine failed
+FORCED_ANSWER_S = 5.0  # of a budget, or a tenth of it if less, reserved for forced answers
 OVERTIME_S = 30.0  # after the budget, an event loop that has not returned is abandoned
 
 MAX_SHARES = 2.5  # equal shares that one question may take; more gains nothing (docs/solver.md)
-MIN_SHARE = 0.6  # of the first equal share: what is reserved for each question still to come
-MIN_QUESTIONS_LEFT = 2  # to plan for, so that one more than expected still gets half of what is left
+MIN_SHARE = 0.6  # of the first equal share, reserved for each later question
+MIN_QUESTIONS_LEFT = 2  # to plan for: one more than expected still gets half of the time left
 MARGIN_S = 120  # of a Kaggle session, reserved for the gateway to finish
 
 
@@ -33,11 +33,11 @@ MARGIN_S = 120  # of a Kaggle session, reserved for the gateway to finish
 class Solution:
     """A question's voted answer and how it came about."""
 
-    answer: Value = 0  # without votes the fallback of its kind
+    answer: Value = 0  # the kind's fallback if there are no votes
     samples: list[Sample] = field(default_factory=list)  # all that were started
     seconds: float = 0.0
     stop: Stop | None = None  # why sampling ended; None when the question could not be asked
-    note: str = ""  # why the answer is the fallback or the vote is incomplete; empty when neither
+    note: str = ""  # why the answer is the fallback or the vote is incomplete, or empty
     how: str = ""  # how a proof was chosen
 
     @property
@@ -93,11 +93,11 @@ def solve_problem(
     keep: Callable[[Sample], None] = lambda sample: None,
     rules: str = "",
 ) -> Solution:
-    """Answer a problem with an answer of a kind, from at most `num_samples` samples in `budget_s` seconds.
+    """Return a problem's solution, voted by at most `num_samples` samples within `budget_s` seconds.
 
-    `rules` is the competition's sentence on its answers. Continues a `solution` that an earlier engine left;
-    `keep` gets each sample as it ends or is stopped. When a vote is settled depends on timing, but not with
-    `voting.EXACT`. TimeoutError when the engine does not return within OVERTIME_S after the budget.
+    `rules` is the competition's sentence about its answers. An earlier engine's `solution` is continued.
+    `keep` receives each sample as it ends or is stopped. When the vote settles depends on timing, except with
+    `voting.EXACT`. TimeoutError if the engine does not return within OVERTIME_S after the budget.
     """
     solution = solution or Solution(kind.fallback)
     known = list(dict.fromkeys(sample.answer for sample in solution.ended if sample.answer is not None))
@@ -107,7 +107,7 @@ def solve_problem(
 
 
 class Solver:
-    """One problem while it is solved, on the sampler's event loop."""
+    """Solves one problem on the sampler's event loop."""
 
     def __init__(
         self,
@@ -123,13 +123,13 @@ class Solver:
         tools = problem.sampler.settings.tools
         self.tools = tools if tools and has_sandbox() else 0.0  # the share of samples with tools
         self.running: dict[asyncio.Task[Sample], RunningSample] = {}
-        # Samples that an error ended. Another engine asks them again; this one's are recorded at the end.
+        # Samples that an error ended. They are recorded at the end; if the engine fails, another asks again.
         self.lost: list[Sample] = []
-        self.fault, self.in_a_row = "", 0  # the last error; samples that failed since one ended well
+        self.fault, self.in_a_row = "", 0  # the last error; failures since a sample last ended well
         self.begun, self.earlier = time.monotonic(), solution.seconds
 
     def solve(self, budget_s: float) -> Solution:
-        """Return the solution. TimeoutError where the engine does not return; it is complete then too."""
+        """Return the solution. It is complete even if TimeoutError says that the engine did not return."""
         try:
             self.sampler.run(self.run(budget_s), None if budget_s == math.inf else budget_s + OVERTIME_S)
         finally:
@@ -138,7 +138,7 @@ class Solver:
         return self.solution
 
     async def run(self, budget_s: float) -> None:
-        """Take the steps of the solution, and record why that ended."""
+        """Take the steps of the solution, and record an error that ends them."""
         solution = self.solution
         solution.stop, solution.note = None, self.problem.fault()
         try:
@@ -146,13 +146,13 @@ class Solver:
                 await self.take_steps(budget_s)
         except (asyncio.CancelledError, GeneratorExit):
             raise
-        except BaseException as e:  # the loop's thread would end with SystemExit
+        except BaseException as e:  # SystemExit would end the loop's thread
             solution.fail(one_line(e))
         finally:
             await cancel(self.running)
 
     async def take_steps(self, budget_s: float) -> None:
-        """Sample until the vote needs no more or the time is over."""
+        """Sample until the vote needs no more samples or time runs out."""
         solution = self.solution
         policy = replace(self.policy, in_flight=min(self.policy.in_flight, self.sampler.streams))
         end = self.begun + budget_s
@@ -183,7 +183,7 @@ class Solver:
             solution.note = ", ".join(filter(None, [solution.note, note]))
 
     def conclude(self) -> None:
-        """Record the vote, whatever ended the samples."""
+        """Record the vote, however the samples ended."""
         solution = self.solution
         if rows := solution.tally:
             solution.answer = rows[0].answer
@@ -192,7 +192,7 @@ class Solver:
             solution.note = ", ".join(filter(None, [solution.note, reason]))
 
     def state(self, left: int, deadline: float) -> voting.State:
-        """Return what is known now, with `left` samples not started yet."""
+        """Return the current state, with `left` samples not started yet."""
         ended = self.solution.ended
         by_confidence = [voting.weigh(s, self.sampler.settings.weight) for s in ended if s.answer is not None]
         scale = len(by_confidence) / sum(by_confidence) if by_confidence else 1.0  # confidences are relative
@@ -210,7 +210,7 @@ class Solver:
         )
 
     async def finish(self, sample: RunningSample, cut: float, end: float) -> Sample:
-        """Return the record of a sample once it has ended; one that raised has no vote."""
+        """Return the record of a sample once it has ended; one that failed has no vote."""
         try:
             completion = await sample.answer(cut, end)
             if not (self.problem.kind and self.problem.kind.is_slow):
@@ -219,7 +219,7 @@ class Solver:
                 return await asyncio.to_thread(sample.record, completion, self.now())
         except GeneratorExit:
             raise
-        except BaseException as e:  # the loop's thread would end with SystemExit
+        except BaseException as e:  # SystemExit would end the loop's thread
             task = asyncio.current_task()
             if task and task.cancelling():  # by us
                 raise
@@ -227,7 +227,7 @@ class Solver:
             return sample.cut(End.FAILED, self.now())
 
     async def take_ended(self, end: float) -> None:
-        """Take the samples that end next, or return at a moment. EngineError when the engine has failed."""
+        """Record the samples that end next, if any do before `end`. EngineError if the engine has failed."""
         wait = max(0.0, min(end - time.monotonic(), HEALTH_CHECK_S))
         ended, _ = await asyncio.wait(self.running, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
@@ -236,7 +236,7 @@ class Solver:
             if record.end is End.FAILED:
                 self.in_a_row += 1
                 self.lost.append(record)
-            elif record.text or record.end is not End.TIME:  # else it may be asked again
+            elif record.text or record.end is not End.TIME:  # otherwise it may be asked again
                 self.in_a_row = 0
                 self.add(record)
         if self.sampler.has_died:
@@ -261,14 +261,14 @@ class Solver:
 
 
 def next_budget(limit_s: float, elapsed_s: float, answered: int, expected: int, known: bool) -> float:
-    """Return the seconds, at least 1, for the next question of a notebook with `limit_s` for all.
+    """Return the seconds, at least 1, for the next question of a notebook that has `limit_s` for all.
 
-    `answered` of the `expected` questions have been asked; `known`: whether that number is certain.
+    `answered` of the `expected` questions have been asked; `known` says whether `expected` is certain.
     """
     left = max(0.0, limit_s - elapsed_s - (MARGIN_S if limit_s > 10 * MARGIN_S else 0))
     questions = max(1 if known else MIN_QUESTIONS_LEFT, expected - answered)
     reserved = (questions - 1) * (MIN_SHARE * max(0.0, limit_s) / expected)
-    # Several equal shares, as most questions take less than one, but the others keep what is reserved; an
-    # equal share where the time left does not hold that.
+    # Allow several equal shares, as most questions take less than one, but keep what is reserved for the
+    # others. If the time left does not cover that, allow one equal share.
     share = left / questions
     return max(1.0, min(MAX_SHARES * share, max(share, left - reserved)))

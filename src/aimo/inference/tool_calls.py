@@ -1,4 +1,4 @@
-"""A model's calls of Python: found by vLLM's parsers, and read however badly they are written."""
+"""Find a model's calls of Python with vLLM's parsers, and read even badly written ones."""
 
 import ast
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 from aimo.inference.errors import AimoError, one_line
 from aimo.inference.prompts import Completion, as_prompt
 
-# The tool, as chat templates and vLLM's parsers get it.
+# The tool's schema, for chat templates and vLLM's parsers.
 PYTHON: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -28,7 +28,7 @@ PYTHON: dict[str, Any] = {
         },
     },
 }
-# Begins a call in the form of one family of models or another.
+# The beginning of a call, in the formats of several model families.
 MARK = re.compile(
     r"<tool_call>(?=\s*[\[{<]|[^<]*</tool_call>)|\[TOOL_CALLS\]|<\|python_tag\|>|"
     r'(?=<function=|\{\s*"name"\s*:\s*"python")'
@@ -37,17 +37,17 @@ MARK = re.compile(
 
 @dataclass(frozen=True)
 class Call:
-    """A call of Python that a turn makes."""
+    """A turn's call of Python."""
 
     code: str
     turn: str  # what the turn wrote up to the end of the call
-    ids: list[int]  # the token ids of that
-    message: dict[str, Any] = field(default_factory=dict)  # the turn as a message; of vLLM's formats only
-    channel: str = "analysis"  # of Harmony only
+    ids: list[int]  # the token ids of `turn`
+    message: dict[str, Any] = field(default_factory=dict)  # the turn as a message; for vLLM's formats only
+    channel: str = "analysis"  # for Harmony only
 
 
 def find_tool_call(parser: Any, turn: Completion) -> Call | None:
-    """Return the first call of a turn that has ended; where it holds no program, one that says so."""
+    """Return a finished turn's first call, if any. One without a program gets code that raises an error."""
     if not turn.finished:
         return None
     found = None
@@ -66,17 +66,17 @@ def find_tool_call(parser: Any, turn: Completion) -> Call | None:
 
 
 def read_call(text: str) -> str:
-    """Return the program in a call that a model wrote; where there is none, a program that says so.
+    """Return the program in a model's call; if there is none, a program that raises an error.
 
-    Reads through a fence, raw line breaks in JSON, LaTeX, bare quotes, Python's notation, a missing brace and
-    a second object.
+    Tolerates a fence, raw line breaks in JSON, LaTeX, bare quotes, Python literals, a missing brace and a
+    second object.
     """
     if fenced := re.match(r"\s*(`{3,}|~{3,})[ \w]*\r?\n(.*?)\r?\n?(?:\1|\Z)", text, re.DOTALL):
         text = fenced[2]
     text = text.lstrip(" \r\n[")
     if parameter := re.search(r"<parameter=\w+>\s*?\n?(.*?)\s*</parameter>", text, re.DOTALL):
         return dedented(parameter[1])
-    # A backslash that escapes nothing was meant as one: \alpha, \d.
+    # A backslash that escapes nothing is meant literally: \alpha, \d.
     repaired = re.sub(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?', lambda m: m[0] if m[1] else r"\\", text)
     for attempt in (text, repaired):
         with contextlib.suppress(ValueError, RecursionError):
@@ -95,7 +95,7 @@ def read_call(text: str) -> str:
 
 
 def code_of(value: Any) -> str:
-    """Return the program in the value of a call, or of its arguments."""
+    """Return the program in the parsed JSON of a call or of its arguments."""
     if isinstance(value, dict):
         value = value["function"] if isinstance(value.get("function"), dict) else value
         if (inner := value.get("arguments", value.get("parameters"))) is not None:
@@ -103,12 +103,12 @@ def code_of(value: Any) -> str:
                 read_call(inner) if isinstance(inner, str) and inner.lstrip()[:1] == "{" else code_of(inner)
             )
         value = value.get("code", "raise TypeError('its argument is named code')")
-    # \f and \b of JSON were meant as LaTeX or regular expressions: \frac, \b.
+    # JSON's \f and \b are meant as LaTeX or regular expressions: \frac, \b.
     return str(value).replace("\f", "\\f").replace("\b", "\\b")
 
 
 def dedented(code: str) -> str:
-    """Return a program without the indentation of its block, with Python's line breaks."""
+    """Return a program without the indentation of its block, with Unix line breaks."""
     return textwrap.dedent(code.replace("\r\n", "\n")).rstrip("\n")
 
 
@@ -121,15 +121,15 @@ def offer() -> Any:
 
 
 def find_tool_parser(name: str | None, tokenizer: Any) -> Any:
-    """Return vLLM's parser of tool calls of that name; None for null.
+    """Return vLLM's tool parser of that name, or None for null.
 
-    AimoError when vLLM has no such parser, or it does not read the calls that the chat template writes.
+    AimoError if vLLM has no such parser, or if it does not read the calls that the chat template writes.
     """
     if name is None:
         return None
     from vllm.tool_parsers import ToolParserManager
 
-    # A call that cannot be read is the model's fault, and no error worth a traceback.
+    # A call that cannot be read is the model's fault and not worth a traceback.
     logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
     function = {"name": "python", "arguments": {"code": "print(1)"}}
     called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
