@@ -405,7 +405,7 @@ class Nemotron(AnswerKind):
         return (text or "").strip() or None
 
     def equal(self, a: Any, b: Any) -> bool:
-        """Return whether `b` matches the gold answer `a`. Bits must be identical; numbers may be close.
+        """Return whether `b` matches the gold answer `a`. Bit strings must be equal; numbers may be close.
 
         Follows kaggle.com/code/metric/nvidia-nemotron-metric, version 15.
         """

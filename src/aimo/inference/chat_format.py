@@ -2,7 +2,7 @@
 
 Each object is one sample's conversation. `ids` are the tokens that the next turn continues, and `text` is all
 that the sample wrote and read. `find_call` finds the program in a turn; `reply` adds the call and its output.
-The model's own tokens stay unchanged, so that they stay in vLLM's cache. `begin_conversation` chooses the
+The model's own tokens are never changed, so that they stay in vLLM's cache. `begin_conversation` chooses the
 class: `Chat` without tools, `FencedBlocks` and `ToolCalls` with them, and `Harmony` for gpt-oss.
 """
 
@@ -148,7 +148,7 @@ OWN_FORMATS: dict[str | None, type[Chat]] = {None: FencedBlocks}
 
 
 class ToolCalls(Chat):
-    """The model's own tool calls: its chat template offers them, and a vLLM parser reads them."""
+    """The model's own tool calls: its chat template offers the tool, and a vLLM parser reads the calls."""
 
     tools = [PYTHON]  # noqa: RUF012
 

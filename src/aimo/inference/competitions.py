@@ -165,7 +165,7 @@ COMPETITIONS = {path.stem: read_competition(path) for path in sorted(FOLDER.glob
 
 
 def find_competition(name: str | Competition, asks: bool = False) -> Competition:
-    """Return a competition by name or file. AimoError if none, or with `asks` if it takes adapters."""
+    """Find a competition by name or file. AimoError if it is unknown, or with `asks` if it takes adapters."""
     rules = COMPETITIONS.get(name) if isinstance(name, str) else name
     if rules is None and str(name).endswith((".yaml", ".yml")):
         rules = read_competition(Path(str(name)))

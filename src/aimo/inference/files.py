@@ -83,7 +83,7 @@ def stem_of(path: Path) -> str:
 
 
 def tables_of(paths: Iterable[Path]) -> list[Path]:
-    """Return the table files in order. A .json file counts only if there are no others."""
+    """Return the table files in order: .json files only if there are no others, and without metadata."""
     found = sorted(p for p in paths if kind_of(p) and not p.name.startswith(".") and p.is_file())
     others = [path for path in found if kind_of(path) != ".json"]
     return others or [path for path in found if not METADATA.fullmatch(stem_of(path))]
@@ -367,7 +367,7 @@ SUSPECT = f"{CONTROL}|\t[a-z]|\n(?:eq|abla|otin)|\r[a-z]"
 
 
 def parsed(text: str) -> Any:
-    """Return the value of a JSON text, or None if it is not valid."""
+    """Return the value of a JSON text, or None if it is invalid."""
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError):

@@ -181,7 +181,7 @@ class Prover(Solver):
         return re.sub(r"\{(\w+)\}", lambda m: str(known.get(m[1], m[0])), getattr(self.proofs, role))
 
     def add(self, sample: Sample) -> None:
-        """Record a sample with its role. Its answer is the proof, unless that degenerated."""
+        """Record a sample with its role. A proof that did not degenerate becomes the sample's answer."""
         role, thinks = self.roles[sample.index]
         is_proof = role.startswith(("prove", "refine")) and sample.end is not End.REPETITION
         answer = self.final_text(sample.text, thinks) if is_proof else None

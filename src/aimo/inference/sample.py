@@ -133,7 +133,7 @@ class RunningSample:
         self.limit = math.inf  # tokens beyond which the sample is cut
         self.checked = 0  # characters at the last check for its end
         self.heard = time.monotonic()  # when it last wrote something
-        self.waits = self.runs_program = False  # for a turn's first token; a tool call
+        self.waits = self.runs_program = False  # `waits`: for the first token of a turn
         self.end: End | None = None
         self.begin_turn()
 

@@ -21,7 +21,7 @@ HEALTH_CHECK_S = 2.0  # between checks of the engine: samples of a dead one may 
 HANG_S = 60.0  # without a token from any sample, after which the engine counts as hung
 IN_A_ROW = 4  # failures in a row, with no sample running, mean that the engine failed
 FORCED_ANSWER_S = 5.0  # of a budget, or a tenth of it if less, reserved for forced answers
-OVERTIME_S = 30.0  # after the budget, an event loop that has not returned is abandoned
+OVERTIME_S = 30.0  # after the budget, until an event loop that has not returned is abandoned
 
 MAX_SHARES = 2.5  # equal shares that one question may take; more gains nothing (docs/solver.md)
 MIN_SHARE = 0.6  # of the first equal share, reserved for each later question
@@ -129,7 +129,7 @@ class Solver:
         self.begun, self.earlier = time.monotonic(), solution.seconds
 
     def solve(self, budget_s: float) -> Solution:
-        """Return the solution. It is complete even if TimeoutError says that the engine did not return."""
+        """Return the solution. TimeoutError if the engine does not return; it is complete even then."""
         try:
             self.sampler.run(self.run(budget_s), None if budget_s == math.inf else budget_s + OVERTIME_S)
         finally:

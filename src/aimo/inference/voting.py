@@ -23,7 +23,7 @@ from aimo.inference.settings import PUBLIC, Settings, Tags
 
 TIE = 1e-6  # the weight of an entropy relative to a vote
 CONCLUSION = 300  # maximum characters of a thought's last paragraph, which may state the answer
-AFTER_BOX = 1000  # characters after a box in which another may follow: that of the last step
+AFTER_BOX = 1000  # characters after a box in which another may follow, such as the last step's
 OVERLAP = 100  # characters searched again, as a tag or a box may have been split
 WINDOW = 16_000  # characters that are searched for a loop
 BLOCK, REPEATS = 1000, 3  # a loop: the last BLOCK characters occur REPEATS times in the window
@@ -188,7 +188,7 @@ def count(votes: Iterable[Any]) -> Counter[Any]:
 def maj_at(
     votes: Sequence[Any], rights: Collection[Any], k: int, rng: random.Random, draws: int = 20
 ) -> float:
-    """Return the share of random draws of `k` samples that vote for a right answer; up to `k`, all vote."""
+    """Return the share of random draws of `k` samples, or all if fewer, that vote for a right answer."""
     if k >= len(votes):
         return float(leader(count(votes)) in rights)
     return sum(leader(count(rng.sample(votes, k))) in rights for _ in range(draws)) / draws
@@ -224,7 +224,7 @@ class AnswerWatch:
 
     An answer is final after `</answer>` or the closing answer tag, or in a `\boxed{…}` that no other box
     follows within AFTER_BOX characters. Inside a thought, opened by the text or the prompt (`thinking`), none
-    is final. Once the thought is closed, an answer in its last paragraph is.
+    is final. Once the thought is closed, an answer in its last paragraph is final.
     """
 
     def __init__(
