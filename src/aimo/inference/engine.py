@@ -1,6 +1,6 @@
-"""vLLM's asynchronous engine in this process: many streams, each of which can be stopped on its own.
+"""Run vLLM's asynchronous engine in this process, with many streams that can be stopped one by one.
 
-`sampling_parameters` hands temperature and the like to vLLM; `Server.stream` hands them to a server.
+`sampling_parameters` passes the sampling settings to vLLM; `Server.stream` passes them to a server.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from aimo.inference.prompts import BackgroundLoop, Completion, Sampler, Until, e
 from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.storage import read_json
 
-CLOSE_S = 30  # for a failed engine to release its memory
+CLOSE_S = 30  # that a failed engine gets to release its memory
 RETRY_S = 2  # between two attempts to load
-STARTED: "WeakSet[Engine]" = WeakSet()  # engines of this process, which a notebook run again closes
+STARTED: "WeakSet[Engine]" = WeakSet()  # engines of this process; a notebook that is run again closes them
 UNKNOWN_MODEL = re.compile("architecture|model type|quantization method", re.IGNORECASE)
 
 
 class Engine(FolderSampler):
-    """One vLLM engine, a `Sampler`. Use it as a context manager: its processes end with `close`."""
+    """A vLLM engine, as a `Sampler`. Use it as a context manager: `close` ends its processes."""
 
-    queue_s = 0.0  # no others ask it
+    queue_s = 0.0  # nobody else sends it requests
 
     def __init__(
         self,
@@ -44,11 +44,11 @@ class Engine(FolderSampler):
         seed: int = 0,
         adapter: str | Path | None = None,
     ):
-        """Load a model folder, with a LoRA `adapter` for it if given, and print what fits into memory.
+        """Load a model folder, with an optional LoRA `adapter`, and print what fits into memory.
 
-        `settings`: those of the folder if not given. The context is as long as the settings, the model and
-        the memory allow. Takes half a minute. AimoError when the folder, the adapter or an engine argument
-        is at fault, or vLLM does not start.
+        `settings` default to the folder's. The context is as long as the settings, the model and the memory
+        allow. Loading takes half a minute. AimoError if the folder, the adapter or an engine argument is
+        wrong, or vLLM does not start.
         """
         check_model_folder(model)
         settings = settings or resolve_settings(model)
@@ -83,15 +83,15 @@ class Engine(FolderSampler):
         )
 
     def start(self) -> None:
-        """Start vLLM's processes. AimoError with the first error in its log when they fail to start."""
+        """Start vLLM's processes. AimoError quotes the first error in their log if they fail."""
 
         async def load() -> Any:
             from vllm import AsyncEngineArgs, AsyncLLMEngine
             from vllm.usage.usage_lib import UsageContext
 
             arguments = AsyncEngineArgs(**self.arguments | {"model": str(self.model)})
-            with vllm_process.ending_with_this_thread():  # the loop's, which lives as long as the engine does
-                # A library's defaults are 128 sequences and 2,048 tokens a step.
+            with vllm_process.ending_with_this_thread():  # the loop's thread lives as long as the engine
+                # Otherwise vLLM would default to 128 sequences and 2,048 tokens a step.
                 usage = UsageContext.OPENAI_API_SERVER
                 return AsyncLLMEngine.from_engine_args(arguments, usage_context=usage)
 
@@ -100,7 +100,7 @@ class Engine(FolderSampler):
                 self.llm = self.loop.run(load())
         except Exception as e:
             self.loop.stop()
-            # vLLM's processes write the cause into the log; their error only says that there is one.
+            # vLLM's processes write the cause to the log; their error only points to it.
             log = self.log.read_text() if self.log and "root cause" in str(e) else ""
             text = " ".join(next(iter(re.findall(r"\b\w+Error: .+", log)), str(e)).split())
             reason = re.sub(r"^\d+ validation errors? for \w+ Value error, ", "", text)[:200]
@@ -138,7 +138,7 @@ class Engine(FolderSampler):
         return Engine(self.model, self.settings, seed=self.seed, adapter=self.adapter)
 
     def load_weights(self, model: str | Path) -> None:
-        """Replace the model by another of the same architecture, in a second instead of a restart."""
+        """Load another model of the same architecture; restart vLLM only if a tied embedding changes."""
 
         async def load() -> None:
             await self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model)})
@@ -148,7 +148,7 @@ class Engine(FolderSampler):
         before, self.model = self.model, Path(model)
         if tied_embedding(before) == tied_embedding(self.model):
             self.run(load())
-        else:  # vLLM 0.31 keeps the old output layer where that is the embedding itself
+        else:  # vLLM 0.31 keeps the old output layer if it is tied to the embedding
             self.stop()
             self.start()
 
@@ -157,8 +157,8 @@ class Engine(FolderSampler):
     ) -> Completion:
         """Return one stream's continuation of `prompt`; cancelling it frees its slot at once.
 
-        `until` is called as the stream grows. The same seed can, rarely, sample another text: the batch
-        depends on timing and changes the last bits of the logits.
+        `until` is called as the stream grows, and ends it by returning true. Rarely, the same seed samples
+        a different text: the batch depends on timing and changes the last bits of the logits.
         """
         room, streamed = self.max_length - len(prompt), until is not None
         params = sampling_parameters(settings, seed, room, streamed, self.keeps_special_tokens)
@@ -167,7 +167,7 @@ class Engine(FolderSampler):
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 result = output.outputs[0]
-                text += result.text  # a local name, which Python extends in place: no copy for each token
+                text += result.text  # a local name: Python extends it in place, without a copy for each token
                 written.token_ids += result.token_ids
                 for token, likeliest in zip(result.token_ids, result.logprobs or [], strict=False):
                     written.logprobs.append(likeliest[token].logprob)
@@ -180,7 +180,7 @@ class Engine(FolderSampler):
         return written
 
     async def log_probs(self, prompt: list[int], completion: list[int]) -> list[float]:
-        """Return the log-probability (n,) of each token of a completion after its prompt."""
+        """Return the log-probabilities (n,) of a completion's tokens after the prompt."""
         from vllm.sampling_params import SamplingParams
 
         async def ask(tokens: list[int], **options: Any) -> Any:
@@ -194,7 +194,7 @@ class Engine(FolderSampler):
             output = await ask(prompt + completion[:place], logprobs=0, allowed_token_ids=[token])
             return float(output.outputs[0].logprobs[0][token].logprob)
 
-        if self.lora:  # then vLLM 0.31's last layer takes one token a request, and no whole prompt
+        if self.lora:  # vLLM 0.31's last layer then takes one token a request, not a whole prompt
             return list(await asyncio.gather(*map(one, range(len(completion)))))
         rows = (await ask(prompt + completion, prompt_logprobs=0)).prompt_logprobs[len(prompt) :]
         return [row[token].logprob for row, token in zip(rows, completion, strict=True)]
@@ -203,7 +203,7 @@ class Engine(FolderSampler):
 def sampling_parameters(
     settings: Settings, seed: int, room: int, streamed: bool = False, keep_special: bool = False
 ) -> Any:
-    """Return vLLM's SamplingParams of a stream that may write at most `room` tokens."""
+    """Return vLLM's SamplingParams for a stream of at most `room` tokens."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     return SamplingParams(
@@ -223,14 +223,14 @@ def sampling_parameters(
 
 
 class Supervisor:
-    """Loads an engine in a thread, and another one when it fails."""
+    """Loads an engine in a thread, and replaces it when it fails."""
 
     def __init__(
         self, load: Callable[[], Sampler], engine: Sampler | None = None, patience_s: float = 0.0
     ) -> None:
-        """Start loading, unless there is an `engine` to begin with, which its owner closes.
+        """Start to load an engine, unless one is given, which its owner closes.
 
-        A load that fails is repeated for `patience_s` seconds, in which a model server may return.
+        A load that fails is retried for `patience_s` seconds: a model server may come back.
         """
         self.load, self.given, self.patience_s = load, engine, patience_s
         self.loaded: Future[Sampler] = Future()
@@ -240,7 +240,7 @@ class Supervisor:
             self.start()
 
     def start(self, failed: Sampler | None = None) -> None:
-        """Load an engine in a thread, once a `failed` one has released its memory."""
+        """Load an engine in a thread; first give a `failed` one CLOSE_S seconds to release its memory."""
         self.loaded = loaded = Future[Sampler]()
 
         def work() -> None:
@@ -252,7 +252,7 @@ class Supervisor:
             while not loaded.done():
                 try:
                     loaded.set_result(self.load())
-                except BaseException as e:  # a library may raise SystemExit, or what Rust panics with
+                except BaseException as e:  # a library may raise SystemExit, or a Rust panic
                     if time.monotonic() >= end:
                         loaded.set_exception(e if isinstance(e, Exception) else RuntimeError(one_line(e)))
                     else:
@@ -265,13 +265,13 @@ class Supervisor:
         return self.loaded.done() and self.loaded.exception() is not None
 
     def get(self, timeout: float | None = None) -> Sampler:
-        """Return the engine, loaded again if that had failed. TimeoutError, or the error of the load."""
+        """Return the engine; load it again if the last load failed. TimeoutError, or the load's error."""
         if self.has_given_up:
             self.start()
         return result_of(self.loaded, timeout)
 
     def replace(self, failed: Sampler) -> None:
-        """Start another engine in place of one that failed, unless that has been done."""
+        """Replace an engine that failed, unless that has been done already."""
         if self.loaded.done() and not self.has_given_up and self.loaded.result() is failed:
             self.start(failed)
 

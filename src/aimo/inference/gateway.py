@@ -1,9 +1,9 @@
 """Kaggle's evaluation protocol around the solver: questions in, `submission.parquet` out.
 
-In a competition rerun, Kaggle's own inference server starts at once and the model loads while it waits.
-Otherwise a gateway asks the questions of a CSV one by one: Kaggle's own where `kaggle_evaluation` can be
-imported, else `ask_each`, which makes the same calls and the same checks. It always asks a CSV with answers,
-in the passes of the competition, and scores it.
+In a competition rerun, Kaggle's own inference server starts at once and waits while the model loads.
+Otherwise a gateway asks the questions of a CSV one by one: Kaggle's own if `kaggle_evaluation` can be
+imported, or `ask_each`, which makes the same calls and checks. A CSV with answers always goes to `ask_each`,
+in as many passes as the competition has, and is scored.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ from aimo.inference.storage import write_whole
 from aimo.inference.vllm_process import is_verbose, plan_for_this_machine, set_environment, stderr_to
 from aimo.inference.voting import Stop
 
-ATTEMPTS = 3  # at a question, each with another engine
-MIN_ATTEMPT_S = 60  # of a question's time; less is not worth starting an engine for
-ANSWER_MARGIN_S = 30  # of the time that Kaggle allows for one answer
+ATTEMPTS = 3  # per question, each with another engine
+MIN_ATTEMPT_S = 60  # that a question must have left for another engine to be worth it
+ANSWER_MARGIN_S = 30  # kept back from the time that Kaggle allows for one answer
 Predict = Callable[[Any, Any], pl.DataFrame]
 
 
@@ -61,7 +61,7 @@ class Schedule:
         return min(limits, default=None)
 
     def progress(self) -> str:
-        """Return how many questions have been asked, and the time left: of the limit, or estimated."""
+        """Return how many questions were asked, and the time left by the limit or by an estimate."""
         counted = f"{self.asked}/{self.questions}" if self.questions else f"{self.asked}"
         elapsed = time.monotonic() - self.started
         if self.limit_s is not None:
@@ -74,7 +74,7 @@ class Schedule:
 
 @contextlib.contextmanager
 def surviving(what: str) -> Iterator[None]:
-    """Print an error of the block, which would end the whole submission; only Ctrl-C is raised."""
+    """Print an error of the block instead of ending the whole submission with it; raise only Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
@@ -94,10 +94,10 @@ def make_predict(
 ) -> Predict:
     """Return the function that Kaggle's gateway calls for each question.
 
-    It takes two Series of length 1 (id, problem) and returns one row of `id` and `answer`. It raises nothing
-    but a person's KeyboardInterrupt: whatever else goes wrong, the row holds what was voted by then, else the
-    fallback answer, and the reason is printed. `solutions` collects what was found, by id;
-    `heard` is told of a question whenever one of its samples has ended.
+    It takes two Series of length 1 (id, problem) and returns one row of `id` and `answer`. It raises only a
+    person's KeyboardInterrupt: whatever else fails, it prints the reason and returns the vote so far, or the
+    fallback answer. `solutions` collects the solutions by id. `heard` gets the id and the solution of a
+    question after each of its samples and after its answer.
     """
     found = {} if solutions is None else solutions
     kept, rules = journal or Journal(), schedule.rules
@@ -137,7 +137,7 @@ def make_predict(
                 try:
                     sampler = supervisor.get(patience)
                     kind, told = rules.answer, rules.rules
-                    if isinstance(kind, Proof):  # by its name: it is one of its `modules`
+                    if isinstance(kind, Proof):  # by its name: it is one of the kind's `modules`
                         proofs = importlib.import_module("aimo.inference.proofs")
                         proofs.prove_problem(sampler, text, kind, seed, left(), solution, keep, told)
                     else:
@@ -152,7 +152,7 @@ def make_predict(
                     solution.fail(one_line(e))
                 if solution.stop is not Stop.FAILED:
                     break
-                if sampler:  # another one, for the next attempt or the next question
+                if sampler:  # load another one for the next attempt or question
                     supervisor.replace(sampler)
         if solution.votes and solution.stop is not Stop.KNOWN:  # a fallback is not worth keeping
             keep(solution.answer)
@@ -170,9 +170,9 @@ def make_predict(
 def ask_each(
     predict: Predict, table: pl.DataFrame, rules: Competition, seed: int = 0
 ) -> Iterator[tuple[str, Value]]:
-    """Ask each question of a table in random order, one a call, and yield (id, answer).
+    """Ask a table's questions in random order, one per call, and yield (id, answer).
 
-    Raises AimoError for a reply that Kaggle would not accept.
+    AimoError for a reply that Kaggle would not accept.
     """
     questions = table.select("id", rules.inputs.problem).rows()
     random.Random(seed).shuffle(questions)
@@ -182,7 +182,7 @@ def ask_each(
         rows = reply.rows() if has_columns else []
         if [row[0] for row in rows] != [question_id] or not rules.answer.accepts(rows[0][1]):
             valid = f"one row of id and answer, {rules.answer}"
-            found = " ".join(repr(rows or reply).split())  # of a table, all its lines
+            found = " ".join(repr(rows or reply).split())  # all lines of a table
             raise AimoError(f"question {question_id}: predict must return {valid}, not {found}")
         yield question_id, rows[0][1]
 
@@ -190,9 +190,9 @@ def ask_each(
 def write_answers(
     out: Path, ids: Iterable[str], answers: Mapping[str, Value], rules: Competition, fill: bool = False
 ) -> None:
-    """Write answers in the columns of a competition's artefact; `fill`: the others with the fallback.
+    """Write answers in the columns of a competition's artefact; `fill` adds the fallback for the others.
 
-    Parquet holds types: there, ids that are integers are written as such.
+    Parquet holds types, so ids that are all integers are written as integers there.
     """
     if fill:
         answers = {question_id: rules.answer.fallback for question_id in ids} | {**answers}
@@ -223,7 +223,7 @@ def report_fallbacks(solutions: Mapping[str, Solution], rules: Competition) -> N
 
 
 def kaggle_server(competition: str, inputs: Path = startup.INPUTS) -> Any:
-    """Return Kaggle's inference server class of a competition, or None without `kaggle_evaluation`."""
+    """Return Kaggle's inference server class for a competition, or None if there is none to import."""
     rules = competitions.find_competition(competition)
     if rules.artefact.server is None:
         return None
@@ -240,17 +240,17 @@ def check_installed(settings: Settings) -> None:
 
 
 def start_engine(model: str, settings: Settings, seed: int, adapter: str | None) -> Engine:
-    """Start the engine; print before what should fit into the GPUs, and how long each step took."""
+    """Start the engine. Print what should fit into the GPUs before, and how long each step takes."""
     check_model_folder(model)
     check_installed(settings)
     set_environment()
     startup.collect_less()
     with startup.step("import of vLLM"), stderr_to(None if is_verbose() else Path(os.devnull)):
         importlib.import_module("vllm")
-        importlib.import_module("transformers.models.auto")  # the plan reads the model's configuration by it
+        importlib.import_module("transformers.models.auto")  # the plan reads the model's config with it
     try:
         say(plan_for_this_machine(model, settings))
-    except Exception as e:  # without a plan vLLM still finds out by itself
+    except Exception as e:  # vLLM needs no plan: it measures by itself
         say(one_line(e))
     with startup.step("start of the engine"):
         return Engine(model, settings, seed=seed, adapter=adapter)
@@ -266,11 +266,11 @@ def answer_table(
     started: float | None = None,
     keep: Callable[[dict[str, Value]], None] = lambda answers: None,
 ) -> list[tuple[dict[str, Value], dict[str, Solution]]]:
-    """Answer a table through `ask_each`; return the answers and the solutions of each pass, by id.
+    """Answer a table through `ask_each`; return each pass's answers and solutions, by id.
 
-    A table with answers is asked in as many passes as they are scored by. Passes share `limit_s` seconds from
-    `started` on (None: from now); each has a seed and a journal of its own (`open_journal` takes its number,
-    from 1). `keep` gets the answers of the first pass, before its first question and after each.
+    A table with answers is asked in as many passes as the competition has. The passes share `limit_s` seconds
+    from `started` on (None: from now). Each has its own seed and journal (`open_journal` takes its number,
+    from 1). `keep` gets the first pass's answers at the start of each pass and after each question.
     """
     started = time.monotonic() if started is None else started
     count = rules.passes if "answer" in table.columns else 1
@@ -278,7 +278,7 @@ def answer_table(
     for number in range(1, count + 1):
         if count > 1:
             say(f"pass {number} of {count}")
-        own_start = started + (number - 1) * limit_s / count  # what a pass saves, or loses, is the next one's
+        own_start = started + (number - 1) * limit_s / count  # a pass leaves the next one what it saves
         schedule = Schedule(rules, limit_s / count, len(table), started=own_start)
         answers: dict[str, Value] = {}
         solutions: dict[str, Solution] = {}
@@ -301,11 +301,11 @@ def serve_submission(
     adapter: str | None = None,
     seed: int = 0,
 ) -> dict[str, Solution]:
-    """Run the submission kernel: answer Kaggle's gateway in a rerun, else the questions of `test_csv`.
+    """Run the submission kernel: answer Kaggle's gateway in a rerun, otherwise the questions of `test_csv`.
 
-    `settings` go over those of the model folder; the resolved ones are printed and written to settings.json.
-    Returns the solutions by id, of the first pass. Raises AimoError for wrong arguments before anything
-    starts, and for a model that vLLM does not load; in a rerun the questions get the fallback instead.
+    `settings` override the model folder's; the resolved ones are printed and written to settings.json.
+    Return the first pass's solutions by id. AimoError for wrong arguments, before anything starts, and for a
+    model that vLLM cannot load; in a rerun the questions get the fallback instead.
     """
     rules = competitions.find_competition(competition, asks=True)
     rerun = bool(os.getenv("KAGGLE_IS_COMPETITION_RERUN")) and rules.artefact.server is not None
@@ -338,25 +338,25 @@ def serve_submission(
 
     def load() -> Engine:
         resolved = resolve_settings(model, settings)
-        with contextlib.suppress(OSError):  # a full disk costs the file alone
+        with contextlib.suppress(OSError):  # a full disk costs only this file
             write_settings(resolved, folder / "settings.json")
         return start_engine(model, resolved, seed, adapter)
 
     def open_journal(number: int = 1) -> Journal:
         path, weights = folder / (f"journal-{number}.jsonl" if number > 1 else "journal.jsonl"), ""
-        with contextlib.suppress(OSError, AimoError):  # of a broken folder, which does not load either
+        with contextlib.suppress(OSError, AimoError):  # a broken folder, which does not load either
             weights = identity(model, adapter)
         known, own_seed = competitions.name_of(competition), seed + number - 1
         return Journal(path, model, known, settings, weights, own_seed, kind=rules.answer)
 
-    def keep(answers: dict[str, Value]) -> None:  # whole after each question, for a session that dies
+    def keep(answers: dict[str, Value]) -> None:  # after each question, in case the session dies
         write_answers(folder / rules.artefact.file, table["id"], answers, rules, fill=True)
 
     supervisor = Supervisor(load)
     solutions: dict[str, Solution] = {}
     try:
         if not os.getenv("KAGGLE_IS_COMPETITION_RERUN"):
-            supervisor.get()  # a trial run ends with a model that does not load, a rerun takes fallbacks
+            supervisor.get()  # a trial run fails if the model does not load; a rerun uses fallbacks
         if not rerun and (server_class is None or golds):
             given = supervisor, table, rules, time_limit_s, seed, open_journal
             passes = answer_table(*given, startup.begun(), keep)

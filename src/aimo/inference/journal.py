@@ -1,7 +1,7 @@
-"""Samples and answers on disk: a kernel that is restarted continues from them, and `aimo replay` reads them.
+"""Keep samples and answers on disk: a restarted kernel continues from them, and `aimo replay` reads them.
 
-JSON lines: a header with the model and its settings, then a line for each sample that ended or was stopped,
-and one for each answer:
+The file holds JSON lines: a header with the model and its settings, then a line for each sample that ended
+or was stopped, and one for each answer:
 
     {"journal": {"model": "qwen", "competition": "aimo3", "settings": {…}, "weights": "…", "seed": 0}}
     {"key": "9f86d081884c7d65", "id": "q1", "sample": {"index": 0, "text": "…", "answer": 42, …}}
@@ -35,21 +35,21 @@ class JournalHeader:
 
     model: str = ""
     competition: str = ""
-    # Those that go over the model folder's own; `aimo solve` has them all, and the `context`.
+    # Those that override the model folder's; `aimo solve` writes all settings, and the `context`.
     settings: dict[str, Any] = field(default_factory=dict)
     weights: str = ""  # the model's identity; aimo 1.0.1 did not record it
     seed: int | None = None
-    # The kind of the answers, as JSON. None: integers, as of all AIMO competitions and of aimo 1.0.1.
+    # The kind of the answers, as JSON. None: integers, as in all AIMO competitions and in aimo 1.0.1.
     answer: dict[str, Any] | None = None
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     @property
     def kind(self) -> Kind:
-        """The kind of the answers that follow. ValueError where it is none."""
+        """The kind of the answers that follow. ValueError if it is invalid."""
         return INTEGER if self.answer is None else read_kind(self.answer)  # type: ignore[no-any-return]
 
     def differs(self, other: "JournalHeader") -> str:
-        """Say in what this header differs from another; samples of several seeds go together."""
+        """Return how this header differs from another, or an empty string; seeds may differ."""
         for name in ("model", "competition", "settings", "weights", "answer"):
             if getattr(self, name) != getattr(other, name):
                 return f"{name} {getattr(self, name)} is another than {getattr(other, name)}"
@@ -76,16 +76,16 @@ HEADER, SAMPLE, ENTRY = TypeAdapter(JournalHeader), TypeAdapter(Sample), TypeAda
 
 
 def parse_line(line: Mapping[str, Any] | str, kind: AnswerKind = INTEGER) -> JournalHeader | Entry:
-    """Return what a line of a journal holds, with answers of a kind.
+    """Return the content of a journal's line, whose answers must be of `kind`.
 
-    ValueError names what is wrong in it; a text is what `iterate_lines` says of it.
+    ValueError names the fault; a line that is a text is a fault that `iterate_lines` found.
     """
     try:
         if isinstance(line, str):
             raise ValueError(line)
         if "journal" in line:
             header = HEADER.validate_python(line["journal"])
-            _ = header.kind  # raises where it is none
+            _ = header.kind  # raises ValueError if it is invalid
             return header
         value = line["answer"] if "answer" in line else SAMPLE.validate_python(line["sample"])
         held = [value.answer, *value.printed] if isinstance(value, Sample) else [value]
@@ -101,7 +101,7 @@ def parse_line(line: Mapping[str, Any] | str, kind: AnswerKind = INTEGER) -> Jou
 
 
 class Journal:
-    """Answers and samples of earlier starts, and a file for new ones. Without a path it keeps nothing."""
+    """The answers and samples of earlier starts, and a file for new ones. Without a path it keeps none."""
 
     def __init__(
         self,
@@ -114,18 +114,18 @@ class Journal:
         other: str = "",
         kind: Kind = INTEGER,
     ):
-        """Read what an earlier start with the same model and settings left.
+        """Read what earlier starts with the same model and settings left.
 
-        Whoever can choose another file is told by AimoError that this one is another model's, broken, or
-        being written; `other` names the option. A kernel has no choice: it leaves out lines that it cannot
-        use, and says so.
+        `other` names the option that takes another file: AimoError if this one is another model's, is broken
+        or is being written. A kernel has no such option: it skips the lines that it cannot use, and prints
+        why.
         """
         values = json.loads(json.dumps(settings or {}, default=str))
         written = None if kind.type is int else write_kind(kind)
         self.header = JournalHeader(model, competition, values, weights, seed, written)
-        self.found: dict[str, Solution] = {}  # what is known, by the key of the question
+        self.found: dict[str, Solution] = {}  # what is known, by the question's key
         self.last: JournalHeader | None = None  # the file's last header
-        self.fault: AimoError | None = None  # why something could not be written
+        self.fault: AimoError | None = None  # why a write failed
         self.path, self.file = path, SampleFile(path, other) if path and other else None
         try:
             strangers = 0
@@ -163,11 +163,11 @@ class Journal:
         return hashlib.sha256("\0".join((model, question_id, problem)).encode()).hexdigest()[:16]
 
     def recall(self, question_id: str, problem: str) -> Solution:
-        """Return what is known of a question; `stop` is KNOWN when it was answered."""
+        """Return what the journal knows about a question; `stop` is KNOWN if it was answered."""
         return self.found.get(self.key(question_id, problem)) or Solution()
 
     def add(self, question_id: str, problem: str, entry: Sample | Value) -> None:
-        """Write a sample or an answer. What cannot be written is in `fault`, or printed: no answer fails."""
+        """Write a sample or an answer. Keep an error in `fault`, or print it, so that no answer fails."""
         if self.path is None:
             return
         value: dict[str, Any] = {"answer": entry}

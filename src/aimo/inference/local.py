@@ -1,4 +1,4 @@
-"""Ask a model on this machine: one problem aloud (`ask`), or the questions of a test file (`answer_file`)."""
+"""Ask a model one problem and show what it writes (`ask`), or answer a test file (`answer_file`)."""
 
 import asyncio
 import math
@@ -20,17 +20,17 @@ from aimo.inference.solver import Solution, Solver
 from aimo.inference.storage import AGAIN, KEPT
 from aimo.inference.voting import Stop
 
-PATIENCE_S = 150  # that `answer_file` waits for an engine, or for a model server that was restarted
-REFRESH_S = 0.1  # between two looks at what a sample has written for a person
+PATIENCE_S = 150  # that `answer_file` waits for an engine or a restarted model server
+REFRESH_S = 0.1  # between two updates of the text that `ask` shows
 
 
 def read_questions(
     test_file: str | Path, competition: str | Competition | None = None
 ) -> tuple[str | Competition, pl.DataFrame]:
-    """Return a test file's competition, and its table of texts: `id`, the problem column, perhaps `answer`.
+    """Return a test file's competition and its table of texts: `id`, the problem column, perhaps `answer`.
 
-    Options stand below their problem. Without a `competition`, the problem column decides: `question` is
-    aimo2, `problem` is aimo3. AimoError names the fault.
+    Options to choose from follow their problem's text. Without a `competition`, the problem column decides:
+    `question` is aimo2, `problem` is aimo3. AimoError names the fault.
     """
     if competition is not None:
         find_competition(competition, asks=True)
@@ -52,12 +52,12 @@ def answer_file(
 ) -> dict[str, Solution]:
     """Answer a test file through `ask_each`; write the answers to `out`, a .csv or .parquet file.
 
-    Rows are in the file's order; beside them are the settings (.settings.json) and every sample
-    (`journal_beside`). Started again, it continues from them; with `other`, the option that names another
-    `out`, AimoError when they are another model's, or have other settings. `heard` is told of a question
-    whenever one of its samples has ended. A failed engine is replaced. Returns the solutions by id. When it
-    is interrupted (`again` says what continues), the disk is full, or no engine can be started any more, the
-    answers so far are written and AimoError or EngineError says so.
+    Rows keep the file's order. Beside `out` are the settings (.settings.json) and every sample
+    (`journal_beside`), from which a second call continues. AimoError, which names `other`, the option for
+    another `out`, if those samples are another model's or have other settings. `heard` is called as in
+    `make_predict`. A failed engine is replaced. Return the solutions by id. After an interrupt (`again` says
+    how to continue), on a full disk, or if no engine starts any more, the answers so far are written, and
+    AimoError or EngineError says so.
     """
     competition, table = read_questions(test_file, competition)
     settings = asdict(sampler.settings) | {"context": sampler.max_length}
@@ -105,8 +105,8 @@ def journal_beside(out: Path) -> Path:
 def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
     """Print the first of `settings.samples` samples as it is written, then the vote if there are several.
 
-    Returns the voted answer; all samples run Python if the settings give any of them tools. Raises AimoError
-    when the problem cannot be asked, EngineError when the engine fails or no sample holds an answer.
+    Return the voted answer. All samples run Python if the settings give any of them tools. AimoError if the
+    problem cannot be asked; EngineError if the engine fails or no sample holds an answer.
     """
     solution, shown = Solution(), ""
     problem = AskedProblem(sampler, text, seed, Latex())
@@ -119,7 +119,7 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
         nonlocal shown
         samples: list[Sample | RunningSample] = [*solution.samples, *solver.running.values()]
         text = next((sample.text for sample in samples if sample.index == 0), "")
-        if not text.startswith(shown):  # a turn may lose what it wrote last
+        if not text.startswith(shown):  # a turn may drop its last text
             shown = next(shown[:n] for n in range(len(shown), -1, -1) if text.startswith(shown[:n]))
             print()
         print(text[len(shown) :], end="", flush=True)
@@ -132,13 +132,13 @@ def ask(sampler: Sampler, text: str, seed: int = 0) -> str:
                 await asyncio.wait([task], timeout=REFRESH_S)
                 show()
             await task
-        finally:  # also at Ctrl-C, which ends this coroutine alone
+        finally:  # also after Ctrl-C, which ends only this coroutine
             await cancel([task])
         print("\n")
 
     try:
         sampler.run(solve_aloud())
-    except Exception as e:  # the engine's own kinds
+    except Exception as e:  # engines raise many kinds
         solution.fail(one_line(e))
     if solution.stop is Stop.FAILED:
         raise EngineError(f"the problem could not be answered: {solution.note}")

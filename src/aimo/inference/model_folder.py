@@ -1,6 +1,6 @@
-"""A model folder as `save_pretrained` writes it: what it must hold, and whether its files are complete.
+"""Check, identify and read a model folder as `save_pretrained` writes it.
 
-Faults are found here in milliseconds; vLLM finds them after half a minute, in a traceback.
+The checks find faults in milliseconds; vLLM takes half a minute and prints a traceback.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ INDEX = "model.safetensors.index.json"
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX)
 WEIGHTS = ("*.safetensors", "*.bin")
 TEXT_FILES = ("config.json", "tokenizer*", "chat_template*", "vocab*", "merges.txt", "special_tokens*")
-WHOLE = 64 << 20  # bytes of the largest file that is read whole to identify it
-BLOCK = 1 << 14  # bytes that are read of each tensor of a larger one
-LARGE = 10_000  # tokens: so large a vocabulary has numbers of two digits, unless they were split
+WHOLE = 64 << 20  # bytes: files up to this size are read whole to identify them
+BLOCK = 1 << 14  # bytes that are read of each tensor in a larger file
+LARGE = 10_000  # tokens: a vocabulary this large has two-digit numbers, unless digits were split
 NUMBER = re.compile("Ġ?[0-9]{2,}")
 PROBE = "In 2023, it's\n\n55 + 1,234.5  x_1 = \\frac{12}{7}  77;\n\tTHE end."
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM has kernels for
 
 
 def check_model_folder(model: str | Path) -> None:
-    """Raise an AimoError that names what a model folder lacks, or which of its files is broken."""
+    """Raise an AimoError that names what a model folder lacks, or the file that is broken."""
     model = Path(model)
     if not model.is_dir():
         raise AimoError(f"model {model}: no such folder; give one that `aimo run` or `save_pretrained` wrote")
@@ -55,7 +55,7 @@ def check_model_folder(model: str | Path) -> None:
 
 
 def tensor_spans(path: Path) -> list[tuple[int, int]]:
-    """Return where each tensor of a .safetensors file begins and ends. AimoError when it is not whole."""
+    """Return where each tensor of a .safetensors file begins and ends. AimoError if it is incomplete."""
     size = path.stat().st_size  # 8 bytes with the header's size, the header (a JSON object), then the tensors
     with path.open("rb") as file:
         begin = 8 + int.from_bytes(file.read(8), "little")
@@ -72,18 +72,18 @@ def tensor_spans(path: Path) -> list[tuple[int, int]]:
 
 
 def identity(model: str | Path, adapter: str | Path | None = None) -> str:
-    """Return a digest of what a model says, wherever its folder is; it begins with the `fingerprint`."""
+    """Return a digest of a model's files, whatever their path; it begins with the `fingerprint`."""
     said = f"{fingerprint(Path(model))}-{digest_of(Path(model), WEIGHTS + TEXT_FILES)}"
     return f"{said}+{digest_of(Path(adapter), (*WEIGHTS, 'adapter_config.json'))}" if adapter else said
 
 
 def is_same_model(recorded: str, now: str) -> bool:
-    """Return whether two identities are equal; one that aimo 1.0.1 recorded has only a base's weights."""
+    """Return whether two identities are the same; aimo 1.0.1 recorded only a base model's weights."""
     return recorded == now or ("+" not in now and recorded == now.partition("-")[0])
 
 
 def digest_of(folder: Path, patterns: Iterable[str]) -> str:
-    """Return a digest of a folder's files: all of a small one, a block of every tensor of a large one."""
+    """Return a digest of a folder's files: small ones whole, a block of each tensor for large ones."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
         size = path.stat().st_size
@@ -102,7 +102,7 @@ def digest_of(folder: Path, patterns: Iterable[str]) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return aimo 1.0.1's digest of weights: the size and the megabyte in the middle of each file."""
+    """Return aimo 1.0.1's digest of weights: each file's size, and a megabyte from its middle on."""
     digest = hashlib.sha256()
     for path in sorted(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         with path.open("rb") as file:
@@ -113,7 +113,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def tied_embedding(model: Path) -> bytes | None:
-    """Return a digest of a model's embedding where its output layer is the same weights, else None."""
+    """Return a digest of a model's embedding if its output layer shares the weights, or None."""
     if not read_json(model / "config.json", REMEDY).get("tie_word_embeddings"):
         return None
     for path in sorted(model.glob("*.safetensors")):
@@ -125,7 +125,7 @@ def tied_embedding(model: Path) -> bytes | None:
 
 
 def read_adapter(adapter: str | Path) -> dict[str, Any]:
-    """Return vLLM's engine arguments for a LoRA adapter. AimoError when it is none, or broken."""
+    """Return vLLM's engine arguments for a LoRA adapter. AimoError if there is none, or a broken one."""
     path = Path(adapter, "adapter_config.json")
     remedy = "give a folder that PEFT wrote, such as a stage's `trained`"
     if not path.is_file():
@@ -140,19 +140,19 @@ def read_adapter(adapter: str | Path) -> dict[str, Any]:
 
 
 def read_tokenizer(model: str | Path, **options: Any) -> Any:
-    """Return a model folder's tokenizer. AimoError when it cannot be loaded, or is one that does not fit.
+    """Return a model folder's tokenizer. AimoError if it cannot be loaded, or does not fit the model.
 
-    Its chat template is a text, several by name of which one is the `default`, or None.
+    Its chat template is a text, a dict of named templates with a `default`, or None.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     written = Path(model) / "tokenizer.json"
     try:
-        # Unless told, Transformers asks at the terminal whether to trust code in the folder.
+        # By default, Transformers asks at the terminal whether to trust code in the folder.
         tokenizer = AutoTokenizer.from_pretrained(model, **{"trust_remote_code": False} | options)
         fast = isinstance(tokenizer, PreTrainedTokenizerFast)
         if fast and type(tokenizer) is not PreTrainedTokenizerFast and written.exists():
-            # Classes of Transformers 5 build a family's usual tokenizer from the vocabulary alone: a Llama's
+            # Transformers 5's classes build a family's usual tokenizer from the vocabulary alone: Llama's
             # strips all spaces for DeepSeek-R1-Distill-Llama (huggingface/transformers#45488).
             ids = Tokenizer.from_file(str(written)).encode(PROBE, add_special_tokens=False).ids
             if ids != tokenizer.encode(PROBE, add_special_tokens=False):
@@ -181,7 +181,7 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
 
     # What GGUF converters get wrong: the token that ends a turn, and how numbers are split.
     begin, turn = "", ""
-    with contextlib.suppress(Exception):  # what a template cannot show is told where it is asked to
+    with contextlib.suppress(Exception):  # a broken template is reported when it is used
         talk = [{"role": "user", "content": "1 + 1?"}]
         shown: Any = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
         begin, _, turn = shown.partition("1 + 1?")
@@ -197,7 +197,7 @@ def read_tokenizer(model: str | Path, **options: Any) -> Any:
         and splitter
         and [text for text, _ in splitter.pre_tokenize_str(" 55")] in (["Ġ55"], ["Ġ", "55"])
         and not any(map(NUMBER.fullmatch, vocabulary))
-        and not (Path(model) / "aimo.json").exists()  # it was trained so
+        and not (Path(model) / "aimo.json").exists()  # it was trained that way
     ):
         fault = (
             "its tokenizer.json does not split numbers into digits, as its vocabulary, which has no number "

@@ -1,6 +1,6 @@
-"""A program that runs a command and ends every process below it, however this program's parent ends.
+"""Run a command, and end every process below it, however the parent of this program ends.
 
-`vllm_process.running` starts it with `python -I -S`, so it imports nothing of aimo.
+`vllm_process.running` starts this program with `python -I -S`, so it imports nothing from aimo.
 """
 
 import contextlib
@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 END_S = 30  # seconds that processes have to end before they are killed
-DEATH_SIGNAL, SUBREAPER = 1, 36  # of prctl: a signal when the parent dies; orphans below come to this process
+DEATH_SIGNAL, SUBREAPER = 1, 36  # prctl's: a signal when the parent dies; orphans become this one's children
 
 
 def guard(command: list[str]) -> int:
-    """Run a command until it, this process's parent or SIGTERM ends it, then end all that runs below.
+    """Run a command until it ends, the parent ends or SIGTERM arrives; then end every process below.
 
-    Returns the exit status; negative for a signal.
+    Return the exit status, negative for a signal.
     """
     parent, libc, stopped, status = os.getppid(), ctypes.CDLL(None), [], None
     libc.prctl(SUBREAPER, 1)

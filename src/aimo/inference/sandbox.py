@@ -2,9 +2,9 @@
 
 A fork server (`sandbox_worker`) imports numpy and sympy once and forks a process for each script or session
 in milliseconds. That process drops its rights before it reads any code: rlimits bound its memory and files,
-Landlock leaves it a scratch folder and the installed libraries, seccomp takes sockets, processes and signals,
-and root turns into a user that owns nothing. The caller enforces the time limit by killing the process.
-`enforced` tries to exceed each limit; where one is missing, nothing runs unless AIMO_SANDBOX=open
+Landlock leaves it a scratch folder and the installed libraries, seccomp forbids sockets, processes and
+signals, and root becomes a user that owns nothing. The caller kills the process at the time limit.
+`enforced` tries to exceed each limit; if one is missing, nothing runs unless AIMO_SANDBOX=open
 (docs/sandbox.md). Linux only. Nothing bounds the total size of a scratch folder.
 """
 
@@ -34,11 +34,11 @@ from aimo.inference.sandbox_worker import ERROR_CHARS, TOKEN, delete
 
 GRACE_S = 0.5  # seconds that an interrupted program has to end before its process is killed
 MAX_OUTPUT = 16 << 20  # bytes of output at which a call is stopped: reading them costs the caller too
-SHOWN_CHARS = 4000  # of a program's output that the model reads
-OPEN = "AIMO_SANDBOX"  # the variable that lets programs run where a limit is missing: `open`, or `strict`
+SHOWN_CHARS = 4000  # of a program's output that the model sees
+OPEN = "AIMO_SANDBOX"  # the variable: `open` lets programs run if a limit is missing, `strict` does not
 SECCOMP, LANDLOCK = "install libseccomp2", "use Linux 5.13 or later with Landlock"
 RLIMIT = "use a container that allows setrlimit"
-# Each limit: a program that exceeds it, with a {file} of the caller's, and the remedy where it succeeds.
+# For each limit: a program that exceeds it, where {file} is the caller's, and the remedy if it succeeds.
 ATTEMPTS = {
     "no network": ("import socket; socket.socket()", SECCOMP),
     "no processes": ("import os; os.fork() or os._exit(0)", SECCOMP),
@@ -52,9 +52,9 @@ ATTEMPTS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What code may use; it may start threads."""
+    """What code may use. It may always start threads."""
 
-    seconds: float = 5  # wall time of a call: whether slow code passes depends on what else the machine does
+    seconds: float = 5  # wall time of a call, so slow code may fail on a busy machine
     memory_mb: int = 1024  # address space beyond the idle interpreter's
     file_mb: int = 64  # size of one file
     output_chars: int = 20_000  # a note replaces the middle of longer output
@@ -63,7 +63,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Result:
-    """What a call did."""
+    """The result of a call."""
 
     stdout: str  # a session's includes standard error and the value of a trailing expression
     error: str = ""  # the traceback's last lines, or why the code was stopped
@@ -85,10 +85,10 @@ DEFAULT = Limits()
 def run_script(
     code: str, stdin: str = "", limits: Limits = DEFAULT, files: Mapping[str, str | bytes] | None = None
 ) -> Result:
-    """Run a script like `python -c CODE` in its own process, in a folder with `files` by name.
+    """Run a script like `python -c CODE` in its own process, in a folder that holds `files`, by name.
 
-    Standard error is dropped. Here and in sessions, `random` and `numpy.random` start seeded with 0.
-    SandboxError where the machine cannot confine the script.
+    Standard error is dropped. As in sessions, `random` and `numpy.random` are seeded with 0. SandboxError if
+    the machine cannot confine the script.
     """
     check_limits()
     return _run(code, stdin, limits, files or {})
@@ -103,7 +103,7 @@ def _run(code: str, stdin: str, limits: Limits, files: Mapping[str, str | bytes]
                 raise SandboxError(f"sandbox: a file is named {name!r}; it leaves its folder")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
-            path.chmod(0o644)  # the process may be another user's
+            path.chmod(0o644)  # the process may run as another user
             for folder in path.relative_to(process.scratch).parents[:-1]:
                 Path(process.scratch, folder).chmod(0o755)
         return process.call(code)
@@ -112,7 +112,7 @@ def _run(code: str, stdin: str, limits: Limits, files: Mapping[str, str | bytes]
 
 
 class Session:
-    """Run one piece of code after another, as a notebook does: variables stay, a last value is shown.
+    """Run pieces of code in turn, as a notebook does: variables stay, and a trailing value is shown.
 
     Sessions may run side by side, each in its caller's thread (`asyncio.to_thread`). A timeout and too much
     output interrupt the program and keep the variables. After a program that cannot be interrupted, a crash,
@@ -151,9 +151,9 @@ class Session:
 
 
 def enforced() -> dict[str, bool]:
-    """Return whether this machine enforces each limit, found by trying to exceed it from inside.
+    """Try to exceed each limit from inside, and return whether this machine enforces it.
 
-    The first call also starts the fork server. SandboxError when no process can be confined.
+    The first call also starts the fork server. SandboxError if no process can be confined.
     """
     small = Limits(seconds=30, memory_mb=128, file_mb=1)
     if error := _run("bytearray(96 << 20)\nopen('file', 'wb').write(bytes(1 << 20))", "", small, {}).error:
@@ -165,17 +165,17 @@ def enforced() -> dict[str, bool]:
 
 
 def remedy(lacking: Iterable[str]) -> str:
-    """Return how to make a machine enforce the limits that it lacks, or to run programs without them."""
+    """Return how to make a machine enforce the missing limits, or how to run programs without them."""
     ways = "; ".join(dict.fromkeys(ATTEMPTS[what][1] for what in lacking))
     return f"{ways}; or set {OPEN}=open to run programs of a model without"
 
 
 @functools.cache
 def check_limits() -> tuple[str, ...]:
-    """Return the limits that this machine does not enforce and the user accepts to go without.
+    """Return the limits that this machine does not enforce, if the user accepts that.
 
-    AIMO_SANDBOX=open accepts any, AIMO_SANDBOX=strict none. A Kaggle notebook is itself a container, so
-    there all but the network's may be missing unless the variable says `strict`. SandboxError else.
+    AIMO_SANDBOX=open accepts any missing limit, AIMO_SANDBOX=strict none. A Kaggle notebook is itself a
+    container: by default, all but the network's may be missing there. SandboxError otherwise.
     """
     lacking = tuple(what for what, holds in enforced().items() if not holds)
     on_kaggle = "KAGGLE_KERNEL_RUN_TYPE" in os.environ and "no network" not in lacking
@@ -203,7 +203,7 @@ def has_sandbox() -> bool:
 
 
 @functools.cache
-def note_fault(fault: str) -> None:  # each once
+def note_fault(fault: str) -> None:  # prints each fault once
     say(f"{fault}; samples go on without tools")
 
 
@@ -211,10 +211,10 @@ def note_fault(fault: str) -> None:  # each once
 
 
 class Programs:
-    """The programs of one sample, which may take `seconds` each; variables stay from one to the next.
+    """The programs of one sample, for up to `seconds` each; variables stay from one to the next.
 
-    A fault of the sandbox, such as no memory or file descriptors, becomes the program's output: it costs the
-    turn and not the sample.
+    A fault of the sandbox, such as a lack of memory or file descriptors, becomes the program's output. It
+    costs the turn, not the sample.
     """
 
     def __init__(self, seconds: float):
@@ -230,7 +230,7 @@ class Programs:
             return Result("", f"{one_line(e)}; continue without programs")
 
     def close(self) -> None:
-        """End the session, and a program that runs; return at once."""
+        """End the session and any running program, without waiting for the end."""
         if self.session:
             _server.background.submit(self.session.close)
 
@@ -239,13 +239,13 @@ class Programs:
 
 
 class _ForkServer:
-    """The process that forks the confined ones, which end with it. It ends with this process."""
+    """The process that forks the confined ones. They end with it, and it ends with this process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self.requests = 0
-        self.background = ThreadPoolExecutor(4)  # ends what nobody waits for
+        self.background = ThreadPoolExecutor(4)  # ends processes that nobody waits for
 
     def start(self) -> None:
         if sys.platform != "linux":
@@ -258,7 +258,7 @@ class _ForkServer:
             f"import sys; sys.path.insert(0, {package!r}); "
             f"from aimo.inference.sandbox_worker import serve_forks; serve_forks({self.root!r})"
         )
-        # The whole environment: the caller's may hold tokens.
+        # This is the whole environment, because the caller's may hold tokens.
         env = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MPLBACKEND": "Agg"}
         env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONINTMAXSTRDIGITS": "0"}
         with theirs:
@@ -272,7 +272,7 @@ class _ForkServer:
             )
 
     def ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
-        """Return the reply to a request with file descriptors. SandboxError when there is none."""
+        """Send a request with file descriptors and return the reply. SandboxError if it fails."""
         reason = ""
         with self.lock:
             self.requests += 1
@@ -296,21 +296,21 @@ class _ForkServer:
         raise SandboxError(f"sandbox: its fork server does not start{reason}; see whether `{test}` runs")
 
     def close(self) -> None:
-        """End the process, and with it all that it forked, and delete its folder."""
+        """End the process and all that it forked, and delete its folder."""
         if self.process:
             with suppress(OSError):
                 self.control.shutdown(socket.SHUT_RDWR)  # a fork of this process may hold the socket too
             self.control.close()
             self.process.wait()
             self.process = None
-            delete(self.root)  # unless it was killed, it has done so
+            delete(self.root)  # a server that was killed has not done so
 
 
 _server = _ForkServer()
 
 
 def _forget() -> None:
-    """In a fork of this process: the server is the parent's."""
+    """Forget the server in a fork of this process: it belongs to the parent."""
     global _server
     _server = _ForkServer()
 
@@ -320,7 +320,7 @@ atexit.register(lambda: _server.close())
 
 
 class _Process:
-    """One confined process: a script's where `stdin` is given, else a session's. It holds one descriptor."""
+    """One confined process: a script's if `stdin` is given, or a session's. It uses one descriptor."""
 
     def __init__(self, limits: Limits, stdin: str | None = None):
         self.limits, self.script = limits, stdin is not None
@@ -340,16 +340,16 @@ class _Process:
         self.pid, self.scratch = reply["pid"], reply["scratch"]
 
     def call(self, code: str) -> Result:
-        """Run code, and wait for its end or its limits."""
+        """Run code until it ends or exceeds a limit, and return the result."""
         with self.calling:
             if self.killed:
                 return Result("", "the session is closed", restarted=True)
             while self.read():
-                pass  # what was written between the calls
+                pass  # drop what was written between the calls
             self.signal(signal.SIGCONT)
             token, output, late = secrets.token_bytes(TOKEN), bytearray(), bytearray()
             data = code.encode(errors="surrogatepass")
-            with suppress(OSError):  # where the process has died, reading tells
+            with suppress(OSError):  # if the process has died, `collect` reports it
                 self.channel.settimeout(self.limits.seconds)
                 self.channel.sendall(len(data).to_bytes(8) + data + token)
             stopped = self.collect(output, token, self.limits.seconds)
@@ -360,7 +360,7 @@ class _Process:
                     stopped, reason = "", f"{stopped}; the session's variables are kept"
             text, _, error = (part.decode(errors="replace") for part in (output + late).partition(token))
             error = reason or error.removesuffix(token.decode(errors="replace"))
-            if stopped == "ended":  # of itself, or killed
+            if stopped == "ended":  # it exited, or was killed
                 self.kill()
                 ran = self.script and not self.status
                 stopped = "" if ran else error if self.script and error else f"exit code {self.status}"
@@ -379,7 +379,7 @@ class _Process:
         return Result(text, error, timed_out, restarted)
 
     def collect(self, output: bytearray, token: bytes, seconds: float) -> str:
-        """Collect a call's output for at most `seconds`; empty once its program has ended, else why not."""
+        """Collect output for at most `seconds`. Return "" once the program has ended, or why it has not."""
         deadline = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)
@@ -396,14 +396,14 @@ class _Process:
         return f"timed out after {self.limits.seconds:g} s"
 
     def read(self) -> bytes:
-        """Return the bytes that wait in the channel; empty at its end, or where there are none yet."""
+        """Return the bytes that wait in the channel, empty at its end or if there are none yet."""
         try:
             return os.read(self.channel.fileno(), 1 << 16)
         except (BlockingIOError, ConnectionResetError):
             return b""
 
     def why_unfit(self, error: str) -> str:
-        """Return why a session cannot go on after a program; empty when it can, and now waits stopped."""
+        """Return why the session cannot continue, or "" if it can; then stop it until its next call."""
         if error == "MemoryError" or error.rpartition("\n")[2].startswith("SystemError"):
             return error  # no memory is left for a traceback, or the interpreter itself is broken
         tasks, left = Path(f"/proc/{self.pid}/task"), "threads"
@@ -415,11 +415,11 @@ class _Process:
             time.sleep(0.005)
         if left:
             return f"{left} still ran when the code ended, and were stopped"
-        self.signal(signal.SIGSTOP)  # timers and handlers of the program do not run between calls
+        self.signal(signal.SIGSTOP)  # the program's timers and handlers must not run between calls
         return ""
 
     def signal(self, number: int) -> None:
-        """Send a signal to a session's process. One that has ended is not reaped before `kill`."""
+        """Send a signal to a session's process. Its pid stays valid: only `kill` reaps it."""
         if not self.script:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)

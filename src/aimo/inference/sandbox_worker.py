@@ -1,7 +1,7 @@
 """The sandbox's processes: a fork server, and the confined processes that it forks to run code.
 
 `aimo.inference.sandbox` starts the server as a subprocess and sends it requests. Before a process reads code,
-`confine` drops its rights, each where the kernel and the container allow it.
+`confine` drops its rights, as far as the kernel and the container allow.
 """
 
 import ast
@@ -27,12 +27,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-ERROR_LINES, ERROR_CHARS = 20, 2000  # of a traceback, its last ones are returned
-TOKEN = 16  # bytes that tell the end of a program from its output
+ERROR_LINES, ERROR_CHARS = 20, 2000  # the last ones of a traceback are returned
+TOKEN = 16  # bytes that mark the end of a program's output
 
 
 def delete(folder: str) -> None:
-    """Delete a folder that code has filled; however deep, unlike shutil.rmtree."""
+    """Delete a folder that code has filled, at any depth, unlike shutil.rmtree."""
     try:
         os.rmdir(folder)
     except FileNotFoundError:
@@ -46,8 +46,8 @@ def delete(folder: str) -> None:
 
 
 def serve_forks(root: str) -> None:
-    """Fork a process for each request, until the caller closes the socket at file descriptor 0."""
-    import numpy.random  # what programs import takes a second, once
+    """Fork, interrupt or stop a process for each request, until the caller closes the socket at stdin."""
+    import numpy.random  # imported once: it takes a second
     import sympy  # noqa: F401
 
     with suppress(ImportError):
@@ -56,7 +56,7 @@ def serve_forks(root: str) -> None:
     numpy.random.seed(0)
     sys.path.pop(0)
     sys.dont_write_bytecode = True
-    LIBC.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what a program leaves behind becomes a child of this
+    LIBC.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: a program's orphans become children of this process
     control = socket.socket(fileno=0)
     children: dict[str, int] = {}
     filters = {programs: syscall_filter(programs) for programs in (False, True)}
@@ -69,7 +69,7 @@ def serve_forks(root: str) -> None:
             try:
                 if "stop" in request:
                     reply = {"status": stop(children.pop(scratch, 0))}
-                    with suppress(OSError):  # what left its group, which only a kernel without seccomp allows
+                    with suppress(OSError):  # those that left their group, possible only without seccomp
                         ours = Path("/proc/thread-self/children").read_text().split()
                         for stray in set(map(int, ours)) - set(children.values()):
                             stop(stray)
@@ -82,8 +82,8 @@ def serve_forks(root: str) -> None:
                     children[scratch] = pid
                     reply = {"pid": pid, "scratch": scratch}
                 elif "script" in request:
-                    reply = {"error": os.strerror(errno.EMFILE)}  # the kernel has kept the descriptors
-            except OSError as e:  # this request fails; other sessions go on
+                    reply = {"error": os.strerror(errno.EMFILE)}  # the kernel did not pass the descriptors
+            except OSError as e:  # this request fails; other sessions continue
                 reply = {"error": str(e)}
             for fd in fds:
                 os.close(fd)
@@ -98,7 +98,7 @@ def stop(pid: int) -> int:
     """Kill a process (0: none) and its group; return its exit code, negative for a signal."""
     if not pid:
         return 0
-    os.kill(pid, signal.SIGKILL)  # leaves the exit code of a process that has ended already
+    os.kill(pid, signal.SIGKILL)  # a process that has already ended keeps its exit code
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -108,12 +108,12 @@ def stop(pid: int) -> int:
 
 
 def work(fds: list[int], scratch: str, request: dict[str, Any], bpf: bytes) -> None:
-    """Run each program received on the channel, and reply; never returns.
+    """Run each program that arrives on the channel, and reply. Never return.
 
-    A program arrives as its length (8 bytes), its code and a token. What it writes goes to the channel as it
-    is; then follow the token, its error and the token again. The token waits in the channel until the program
-    has ended, so its memory does not hold it. A script's process ends with it, and its exit code is the
-    verdict. `fds`: the channel and a script's standard input.
+    A program arrives as its length (8 bytes), its code and a token. Its output goes to the channel unchanged,
+    followed by the token, its error and the token again. The token stays in the channel until the program has
+    ended, so that the program cannot find it in memory. A script's process ends after one program, and its
+    exit code is the verdict. `fds`: the channel and a script's standard input.
     """
     script = request["script"]
     try:
@@ -143,18 +143,18 @@ def work(fds: list[int], scratch: str, request: dict[str, Any], bpf: bytes) -> N
 
 
 def receive(channel: socket.socket, size: int) -> bytes:
-    """Return the next bytes of the channel; fewer where it ends."""
+    """Return the next `size` bytes of the channel, fewer if it ends."""
     data = b""
     while len(data) < size and (more := channel.recv(size - len(data))):
         data += more
     return data
 
 
-_running = False  # whether a program of a session runs, which an interrupt ends
+_running = False  # whether a program runs that an interrupt should end
 
 
 def interrupt(*_: object) -> None:
-    if _running:  # one that has just ended is left alone
+    if _running:  # ignore an interrupt that comes after the program has ended
         raise KeyboardInterrupt
 
 
@@ -169,7 +169,7 @@ def run_compiled(code: types.CodeType, namespace: dict[str, Any]) -> None:
 
 
 def run_program(code: str, namespace: dict[str, Any], name: str, script: bool) -> str:
-    """Run code; the last lines of its traceback, or nothing."""
+    """Run code; return the last lines of its traceback, its exit code, or an empty string."""
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", -1 if script else 1, "utf-8", "strict", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", 1, "utf-8", "replace", closefd=False)  # noqa: SIM115
@@ -205,9 +205,9 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def confine(scratch: str, request: dict[str, Any], bpf: bytes) -> None:
-    """Drop for good the rights that code in this process does not need; `bpf` is from `syscall_filter`.
+    """Drop, permanently, the rights that code in this process does not need; `syscall_filter` makes `bpf`.
 
-    With `programs`, it may also start what is installed, and read headers.
+    If the request says `programs`, code may also start installed programs and read headers.
     """
     programs = request["programs"]
     os.setsid()
@@ -219,16 +219,16 @@ def confine(scratch: str, request: dict[str, Any], bpf: bytes) -> None:
     _limit(resource.RLIMIT_NOFILE, OPEN_FILES)
     _limit(resource.RLIMIT_CORE, 0)
     if programs:
-        _limit(resource.RLIMIT_CPU, request["seconds"])  # also of what leaves the group that is killed
+        _limit(resource.RLIMIT_CPU, request["seconds"])  # also binds what leaves the killed group
     with suppress(OSError):
         # When memory runs out, the kernel kills this process and not the caller's.
         Path("/proc/self/oom_score_adj").write_text("1000")
-    _check(LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS, which Landlock and seccomp ask for
+    _check(LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS, which Landlock and seccomp require
 
-    # Landlock (Linux 5.13): all of `scratch`, reading in the libraries' folders.
+    # Landlock (Linux 5.13): full access to `scratch`, read access to the libraries' folders.
     create, add, restrict = 444, 445, 446  # system calls; the same numbers on every architecture
     if (version := LIBC.syscall(create, None, 0, 1)) >= 1:
-        every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1  # all accesses of this version
+        every = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1  # all access rights of this version
         execute, write, read, read_folder = 1, 2, 4, 8
         paths = [scratch, os.devnull, "/dev/urandom", "/etc/ld.so.cache", "/etc/localtime"]
         paths += ["/usr/share/zoneinfo"]
@@ -252,14 +252,14 @@ def confine(scratch: str, request: dict[str, Any], bpf: bytes) -> None:
     if os.geteuid() == 0:
         user = 61184 + os.getpid() % 4336
         _limit(resource.RLIMIT_NPROC, THREADS)  # it counts a user's threads, and does not bind root
-        with suppress(OSError):  # where a container forbids it, or has no such user
+        with suppress(OSError):  # a container may forbid it, or lack such a user
             os.chown(scratch, user, user)
             LIBC.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
             os.setgroups([])
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
-        # Where Python is installed in root's home, imports need CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE
-        # where a container has only that. Landlock still says what may be read and written.
+        # If Python is installed in root's home, imports need CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE in a
+        # container that has only that. Landlock still limits what may be read and written.
         reachable = all(os.access(str(sys.modules[name].__file__), os.R_OK) for name in ("os", "numpy"))
         for kept in [0] if reachable else [1 << 2, 1 << 1, 0]:
             sets = struct.pack("6I", kept, kept, 0, 0, 0, 0)
@@ -274,13 +274,13 @@ def confine(scratch: str, request: dict[str, Any], bpf: bytes) -> None:
 
 
 def _limit(kind: int, value: int) -> None:
-    """Set an rlimit for good; a lower one stays."""
+    """Set an rlimit permanently; keep a lower one."""
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
 
 
-# What a confined process may ask of the kernel; all else fails with EPERM.
+# System calls that a confined process may make; all others fail with EPERM.
 SYSCALLS = """
     access alarm arch_prctl brk chdir clock_getres clock_gettime clock_nanosleep close close_range
     copy_file_range dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_wait eventfd
@@ -298,25 +298,25 @@ SYSCALLS = """
     timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times umask uname unlink
     unlinkat wait4 waitid write writev
 """
-STARTS_PROGRAMS = "chmod execve fchmod fchmodat vfork"  # what compilers need besides, to start one another
+STARTS_PROGRAMS = "chmod execve fchmod fchmodat vfork"  # what compilers also need, to start one another
 CLONE_THREAD, NEW_NAMESPACES = 0x10000, 0x7E020000
 LE, EQUAL, MASKED = 3, 4, 7  # libseccomp's comparisons
-# Allowed for some values of an argument: name, which argument, comparison, its operands.
+# Calls allowed for some values of an argument: name, argument's index, comparison, operands.
 CONDITIONAL: list[tuple[Any, ...]] = [
     ("socketpair", 1, MASKED, 0xF, socket.SOCK_STREAM),  # a datagram could be sent to any Unix socket
     ("prlimit64", 0, EQUAL, 0, 0),  # its own limits
     ("prctl", 0, EQUAL, 15, 0),  # PR_SET_NAME
     ("fcntl", 1, LE, 7, 0),  # flags and locks; not F_SETOWN, which sends signals
     ("fcntl", 1, EQUAL, 1030, 0),  # F_DUPFD_CLOEXEC
-    # isatty, FIONBIO and the like
+    # isatty, FIONBIO and similar requests
     *(("ioctl", 1, EQUAL, request, 0) for request in (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
 ]
 
 
 def syscall_filter(programs: bool) -> bytes:
-    """Return the BPF program that allows SYSCALLS and CONDITIONAL; empty where libseccomp is not installed.
+    """Return the BPF program that allows SYSCALLS and CONDITIONAL; empty if libseccomp is not installed.
 
-    With `programs`, processes may be started, but not in new namespaces; else threads only.
+    With `programs`, code may start processes, but not in new namespaces; otherwise only threads.
     """
     try:
         lib = ctypes.CDLL("libseccomp.so.2")
@@ -328,7 +328,7 @@ def syscall_filter(programs: bool) -> bytes:
 
     def add(name: str, action: int, *comparison: int) -> None:
         number = lib.seccomp_syscall_resolve_name(name.encode())
-        if number >= 0:  # else this architecture has none of that name
+        if number >= 0:  # this architecture has the call
             compared = struct.pack("IiQQ", *comparison) if comparison else None  # scmp_arg_cmp
             _check(lib.seccomp_rule_add_array(context, action, number, bool(comparison), compared))
 
@@ -337,7 +337,7 @@ def syscall_filter(programs: bool) -> bytes:
     add("clone", allow, 0, MASKED, *((NEW_NAMESPACES, 0) if programs else (CLONE_THREAD, CLONE_THREAD)))
     for name, *comparison in CONDITIONAL:
         add(name, allow, *comparison)
-    # A filter cannot see clone3's flags; libc takes clone where there is no clone3.
+    # A filter cannot see clone3's flags; without clone3, libc uses clone.
     add("clone3", refuse | errno.ENOSYS)
     with open(os.memfd_create("filter"), "w+b") as file:
         _check(lib.seccomp_export_bpf(context, file.fileno()))
@@ -346,7 +346,7 @@ def syscall_filter(programs: bool) -> bytes:
 
 
 def _check(result: int) -> int:
-    """Raise OSError where a call of C failed. libseccomp returns the error's number, libc sets errno."""
+    """Raise OSError if a C call failed. libseccomp returns the error's number, libc sets errno."""
     if result < 0:
         number = ctypes.get_errno() or -result
         raise OSError(number, os.strerror(number))

@@ -1,7 +1,7 @@
-"""A client of OpenAI-compatible servers (`vllm serve`) that run elsewhere.
+"""A client for OpenAI-compatible servers (`vllm serve`) that run elsewhere.
 
-`Server` is a `Sampler`: it streams completions of token ids for the solver. Settings and tokenizer come from
-the model's folder here. `aimo.data.distil` asks for whole chat completions.
+`Server` is a `Sampler`: it streams completions of token ids for the solver. It reads settings and tokenizer
+from a local copy of the model's folder. `aimo.data.distil` asks for whole chat completions.
 """
 
 import itertools
@@ -22,14 +22,14 @@ from aimo.inference.prompts import BackgroundLoop, Completion, Until, entropy_of
 from aimo.inference.settings import Settings, resolve_settings
 
 CONNECT_S = 10.0
-TIMEOUT = openai.Timeout(60.0, connect=CONNECT_S, read=None)  # a server may queue a stream for long
-LATER = (408, 409, 425, 429)  # statuses of a request that may be taken later
-RETRIES = 2  # of a request that is refused as too early or too many, after the server's Retry-After
-TRIES = 3  # at a stream that breaks off or is none, each at the next server
+TIMEOUT = openai.Timeout(60.0, connect=CONNECT_S, read=None)  # streams may queue for a long time
+LATER = (408, 409, 425, 429)  # statuses after which the same request may succeed later
+RETRIES = 2  # of a request that a server refuses for now, after its Retry-After
+TRIES = 3  # at a stream that breaks off or holds no completion, each on the next server
 
 
 def open_client(url: str, retries: int) -> AsyncOpenAI:
-    """Return a client of a server at HOST:PORT or a whole address, which sends the key OPENAI_API_KEY."""
+    """Return a client for HOST:PORT or a full URL. It sends OPENAI_API_KEY as its key."""
     whole = url if "://" in url else f"http://{url}"
     return AsyncOpenAI(
         base_url=whole.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1") + "/v1",
@@ -41,7 +41,7 @@ def open_client(url: str, retries: int) -> AsyncOpenAI:
 
 
 async def served_models(client: AsyncOpenAI) -> list[Any]:
-    """Return the models that a server has. AimoError when it does not answer."""
+    """Return the models that a server lists. AimoError if it does not answer or lists none."""
     try:
         models = (await client.with_options(max_retries=0).models.list(timeout=CONNECT_S)).data
         if not (models and all(isinstance(model.id, str) for model in models)):
@@ -59,13 +59,13 @@ def address(client: AsyncOpenAI) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error's cause on one line, or its name where it says nothing."""
+    """Return an error's cause on one line, or the name of its type if it has no text."""
     error = error.__cause__ or error
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class Server(FolderSampler):
-    """Servers of one model, a `Sampler`: streams go to them in turn, and to the next if one is down."""
+    """Servers of one model, as a `Sampler`. Streams go to them in turn, and skip one that is down."""
 
     has_died = False  # `sample` raises when every server is down
     queue_s = 600.0
@@ -75,10 +75,10 @@ class Server(FolderSampler):
     def __init__(
         self, urls: list[str], model: str | Path, settings: Settings | None = None, *, need_all: bool = True
     ):
-        """Connect to servers such as http://127.0.0.1:8000, which serve the model of the folder `model`.
+        """Connect to servers such as http://127.0.0.1:8000 that serve the model in the folder `model`.
 
-        `settings`: those of the folder if not given. `need_all`: whether every server must answer, or one.
-        AimoError when a server that must answer does not.
+        `settings` default to the folder's. `need_all`: every server must answer, not just one. AimoError if
+        too few answer, or if they serve different models.
         """
         check_model_folder(model)
         self.urls, self.folder, self.requests = urls, model, itertools.count()
@@ -105,7 +105,7 @@ class Server(FolderSampler):
             self.close()
             raise
 
-    def close(self) -> None:  # the servers stay
+    def close(self) -> None:  # the servers keep running
         if self.loop.is_running:
             self.loop.cancel_all()
             for client in self.clients:
@@ -122,10 +122,10 @@ class Server(FolderSampler):
     async def sample(
         self, prompt: list[int], seed: int, settings: Settings, until: Until | None = None
     ) -> Completion:
-        """Return one stream's continuation of `prompt`; leaving it makes the server stop it.
+        """Return one stream's continuation of `prompt`. Cancelling it, or `until`, stops it on the server.
 
-        Where a server is down or breaks off, the stream starts again at the next. AimoError when all are
-        down, one refuses the request, or TRIES replies were no whole stream.
+        If a server is down or breaks off, the stream restarts on the next one. AimoError if all are down,
+        one refuses the request, or TRIES attempts bring no whole stream.
         """
         turn = next(self.requests)
         faults, down = [], set()
@@ -145,7 +145,7 @@ class Server(FolderSampler):
     async def stream(
         self, client: AsyncOpenAI, prompt: list[int], seed: int, settings: Settings, until: Until | None
     ) -> Completion:
-        """Return one stream of one server. The engine's counterpart is `engine.sampling_parameters`."""
+        """Return one stream from one server. The engine's counterpart is `engine.sampling_parameters`."""
         events = await client.completions.create(
             model=self.model,
             prompt=prompt,
@@ -162,7 +162,7 @@ class Server(FolderSampler):
                 "return_token_ids": True,
                 "skip_special_tokens": not self.keeps_special_tokens,
                 "stop_token_ids": harmony.STOP if settings.format == "harmony" else None,
-                # Neutral, as in the engine; a server's defaults are those of generation_config.json.
+                # Neutral, as in the engine; a server would take generation_config.json's values.
                 "top_k": settings.top_k,
                 "repetition_penalty": 1.0,
             },

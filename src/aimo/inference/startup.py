@@ -1,6 +1,6 @@
-"""A kernel's start: weights read ahead, missing wheels installed, each step timed.
+"""Start a kernel: read weights ahead, install missing wheels, and time each step.
 
-A kernel calls it before all else, so it imports nothing that a wheel may replace.
+A kernel calls this module before any other, so it imports nothing that a wheel may replace.
 """
 
 import ast
@@ -27,18 +27,18 @@ from typing import Any
 
 from aimo.inference.errors import AimoError, one_line, say
 
-STARTED = time.monotonic()  # a kernel imports this module first: all of its time counts from here
-INPUTS = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))  # where what is attached lies
+STARTED = time.monotonic()  # a kernel imports this module first, so its time counts from here
+INPUTS = Path(os.environ.get("KAGGLE_INPUT", "/kaggle/input"))  # the folder of a kernel's inputs
 KAGGLE = "https://www.kaggle.com/"
-MANIFEST = "wheels.json"  # beside attached wheels, with the hash of each
+MANIFEST = "wheels.json"  # beside the attached wheels, with the hash of each
 BLOCK = 32 << 20  # bytes of one read
-READERS = 8  # threads: one alone does not use up the network that Kaggle's inputs come through
+READERS = 8  # threads: one cannot saturate the network behind Kaggle's inputs
 
 
 def place_of(path: str, inputs: Path = INPUTS) -> tuple[str, str] | None:
-    """Return the owner ("" if it is not named) and the place NAME/… of an input; None for another path.
+    """Return an input's owner ("" if the path names none) and its place NAME/…, or None for another path.
 
-    An input is named as /kaggle/input/NAME/… or /kaggle/input/KIND/OWNER/NAME/…, by its address, or as
+    The path may be /kaggle/input/NAME/…, /kaggle/input/KIND/OWNER/NAME/…, an address at kaggle.com, or
     OWNER/MODEL/FRAMEWORK/VARIATION/VERSION.
     """
     text = re.sub(r"[?#].*|/+$", "", path.strip())
@@ -56,9 +56,9 @@ def place_of(path: str, inputs: Path = INPUTS) -> tuple[str, str] | None:
 
 
 def find_input(path: Any, inputs: Path = INPUTS) -> Any:
-    """Return where an attached file or folder lies, in either of Kaggle's layouts; for a list, of each.
+    """Return the path of an attached file or folder in either of Kaggle's layouts; for a list, of each.
 
-    A path that is not attached is returned as it is, and what is attached is printed. Never raises.
+    If a path is not attached, return it unchanged and print what is attached. Never raises.
     """
     if isinstance(path, list):
         return [find_input(one, inputs) for one in path]
@@ -79,7 +79,7 @@ def find_input(path: Any, inputs: Path = INPUTS) -> Any:
 
 
 def begun() -> float:
-    """Return when the session began on the monotonic clock: now, where a person works in it."""
+    """Return the session's start on the monotonic clock; in an interactive session, the current time."""
     return time.monotonic() if os.getenv("KAGGLE_KERNEL_RUN_TYPE") == "Interactive" else STARTED
 
 
@@ -92,16 +92,16 @@ def step(name: str) -> Iterator[None]:
 
 
 def collect_less() -> None:
-    """Collect garbage less often: it takes a quarter of vLLM's import, and 2 s at the process's end."""
+    """Collect garbage less often: it takes a quarter of vLLM's import time, and 2 s at exit."""
     gc.set_threshold(*gc.get_threshold()[:2], 1000)
     atexit.register(gc.freeze)
 
 
 def read_ahead(model: str | Path) -> Thread:
-    """Read a model folder's weights into the page cache by READERS threads, and print how much was read.
+    """Read a model folder's weights into the page cache with READERS threads, and print how much was read.
 
-    Stops as soon as the memory that processes leave would not hold all of them. Never raises: an engine reads
-    them too. Returns the thread that ends when all is read.
+    Stop as soon as the free memory cannot hold all of them. Never raises, because an engine reads them
+    anyway. Return a thread that ends with the reading.
     """
 
     def work() -> None:
@@ -139,7 +139,7 @@ def read_ahead(model: str | Path) -> Thread:
 
 
 def available_memory() -> int:
-    """Return the bytes of the machine's, and of the container's, memory that no process holds."""
+    """Return the bytes of memory that no process holds, within the container's limit."""
     found = re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())
     available = int(found[1]) * 1024 if found else 0
     group = Path("/sys/fs/cgroup")
@@ -151,13 +151,13 @@ def available_memory() -> int:
 
 
 def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None:
-    """Install the attached wheels that are not installed in their version, without the internet.
+    """Install the attached wheels whose versions are not installed yet, without the internet.
 
-    With `modules`, only the wheels that hold them, and what those require; one without a manifest is always
-    among them. Wheels for another Python, and files that differ from their manifest, are left out by name, as
-    pip would refuse the whole set. Never raises: `check_modules` tells later whether something is missing.
+    `modules` limits this to the wheels that hold them, those that these require, and all without a manifest.
+    Print and leave out wheels for another Python and files that differ from their manifest, because pip would
+    refuse the whole set. Never raises: `check_modules` reports later what is missing.
     """
-    # What the manifests (`wheels.collect`) say of their wheels; of others, what their names say.
+    # Describe wheels by their manifests (`wheels.collect`), and the others by their file names.
     found: dict[Path, dict[str, Any]] = {}
     for manifest in sorted(inputs.rglob(MANIFEST)):
         try:
@@ -169,8 +169,8 @@ def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None
         name, _, rest = path.stem.partition("-")
         found.setdefault(path, {"name": name.replace("_", "-").lower(), "version": rest.partition("-")[0]})
 
-    # Those for this Python. In another process: once pip is imported, setuptools refuses to be, and vLLM
-    # imports it.
+    # Keep those for this Python. Another process imports pip: setuptools, which vLLM imports, cannot be
+    # imported after it.
     code = "from pip._vendor.packaging.tags import sys_tags; print(*sys_tags())"
     accepted = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
     fitting: dict[str, dict[str, Any]] = {}
@@ -182,7 +182,7 @@ def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None
         else:
             foreign.append(wheel)
 
-    # Those that hold the modules, and what they require.
+    # Keep those that hold the modules, and what they require.
     needs = {name: names for wheel in fitting.values() for name, names in wheel.get("requires", {}).items()}
     holds = {name: {*wheel.get("modules", modules)} for name, wheel in fitting.items()}
     todo = [name for name in fitting if not modules or holds[name] & {*modules}]
@@ -193,7 +193,7 @@ def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None
             todo += needs.get(name, [])
     wheels = [wheel for name, wheel in fitting.items() if name in wanted]
 
-    # Those that are not installed in their version, and are the files of their manifests.
+    # Keep those whose version is not installed, and whose file is the manifest's.
     def is_installed(wheel: dict[str, Any]) -> bool:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(wheel["name"]) == wheel["version"]
@@ -225,7 +225,7 @@ def install_wheels(modules: Collection[str] = (), inputs: Path = INPUTS) -> None
 
 
 def imports(files: Iterable[Path] | None = None) -> list[str]:
-    """Return the modules of others that files import, anywhere in them; those of the package if none."""
+    """Return the third-party modules that `files`, by default the whole package, import anywhere."""
     names = set()
     for path in files or Path(__file__).parents[1].rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -237,7 +237,7 @@ def imports(files: Iterable[Path] | None = None) -> list[str]:
 
 
 def check_modules(*needed: str, inputs: Path = INPUTS) -> None:
-    """Raise AimoError that names the modules that are not installed."""
+    """Raise an AimoError that names the `needed` modules that are not installed."""
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     if absent:
         raise AimoError(

@@ -1,7 +1,7 @@
-"""Files that survive a kill, a full disk and bad bytes: whole files, JSON, and JSON lines; and users' YAML.
+"""Files that survive a kill, a full disk and bad bytes: whole files, JSON and JSON lines. Also users' YAML.
 
-Every JSON line of the project is written and read here. A record ends with "\\n" and with nothing else:
-U+2028, U+0085 and the like are text inside it.
+This module writes and reads every JSON line of the project. Only "\\n" ends a record: U+2028, U+0085 and
+other line separators are text inside it.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ import yaml
 from aimo.inference.errors import AimoError
 
 AGAIN = "run the same command again"
-# Errors of a disk that is full or may not be written to.
+# Errors of a disk that is full or not writable.
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 KEPT = f"what came before is kept: make room or unlock the folder, and {AGAIN}"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file that is complete or absent after a kill or a power cut. Raises OSError."""
-    # The name holds this process's number, so that two writers never rename each other's half.
+    """Write a file so that a kill or a power cut leaves it complete or unchanged. Raises OSError."""
+    # The name holds the process id, so that two writers never rename each other's partial file.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -48,7 +48,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
-    """Return what a JSON file holds. AimoError with the remedy when it is no JSON, or no `kind`."""
+    """Return a JSON file's value. AimoError with the remedy if it cannot be read or is not a `kind`."""
     try:
         value = json.loads(path.read_bytes())
     except (RecursionError, ValueError) as e:
@@ -61,9 +61,9 @@ def read_json(path: Path, remedy: str, kind: type = dict) -> Any:
 
 
 def iterate_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yield each record of a JSON-lines file with its line number, or a text that says why it is none.
+    """Yield each line number and record of a JSON-lines file, or for a bad record a text that says why.
 
-    A last line without its "\\n" was cut off by a kill and is left out. An absent file has no lines.
+    A last line without "\\n" was cut off by a kill and is skipped. An absent file has no lines.
     """
     if not path.exists():
         return
@@ -79,7 +79,7 @@ def iterate_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def iterate_records(path: Path, remedy: str = "remove the line") -> Iterator[dict[str, Any]]:
-    """Yield the records of a JSON-lines file. AimoError names the file and the line that is none."""
+    """Yield the records of a JSON-lines file. AimoError names the file and the bad line."""
     for number, value in iterate_lines(path):
         if isinstance(value, str):
             raise AimoError(f"{path}, line {number}: it is {value}; {remedy}")
@@ -91,7 +91,7 @@ def read_lines(path: Path, remedy: str = "remove the line") -> list[dict[str, An
 
 
 def to_line(value: Any) -> bytes:
-    """Return a value as one JSON line in UTF-8; a lone surrogate becomes the escape that JSON has for it."""
+    """Return a value as one JSON line in UTF-8; a lone surrogate becomes its JSON escape."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
@@ -107,9 +107,9 @@ def append_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 class LineFile:
-    """A JSON-lines file that one process appends to; it is locked while open, and others wait.
+    """A JSON-lines file that one process appends to. It is locked while open; other processes wait.
 
-    Every line is whole, however the process ends; a power cut may lose what is not yet on the disk.
+    Every line is whole, however the process ends. A power cut may lose lines that are not yet on the disk.
     """
 
     def __init__(self, path: Path, how: int = fcntl.LOCK_EX):
@@ -151,13 +151,13 @@ class LineFile:
 
 
 class SampleFile(LineFile):
-    """Samples that a command keeps as they end, and goes on with when it is started again.
+    """Samples that a command writes as they end, and continues from when it is started again.
 
-    All errors are AimoErrors that name the option `other`, by which a user takes another file.
+    All errors are AimoErrors that name `other`, the option that takes another file.
     """
 
     def __init__(self, path: Path, other: str):
-        """Open the file, and make its folder. AimoError too when another process has it open."""
+        """Create the folder and open the file. AimoError also if another process has it open."""
         self.other = other
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,27 +172,27 @@ class SampleFile(LineFile):
         return iterate_records(self.path, f"remove the line, or take another {self.other}")
 
     def append(self, value: dict[str, Any]) -> None:
-        """Append a record whole. AimoError when it cannot be written; those before it are kept."""
+        """Append a record whole. AimoError if it cannot be written; earlier records are kept."""
         try:
             super().append(value)
         except OSError as e:
             remedy = AGAIN if e.errno == errno.ENOENT else KEPT
             raise AimoError(f"{self.path}: {e.strerror}; {remedy}") from None
 
-    def close(self) -> None:  # not before all is on the disk
+    def close(self) -> None:  # after everything is on the disk
         with contextlib.suppress(OSError):
             os.fsync(self.file)
         super().close()
 
     def check(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Raise AimoError for samples with other settings; keys that an older version lacks do not count."""
+        """Raise AimoError if the settings differ; ignore keys that an older version did not write."""
         for key in now:
             if key in before and before[key] != now[key]:
                 was = f"{key} was {before[key]!r} and is now {now[key]!r}"
                 raise AimoError(f"{self.path} has other samples: {was}; take another {self.other}")
 
 
-DEEPEST, MOST = 50, 100_000  # of YAML: nested values, and values with every alias written out
+DEEPEST, MOST = 50, 100_000  # limits of YAML: depth, and values with every alias expanded
 
 
 class Loader(yaml.CSafeLoader):
@@ -217,7 +217,7 @@ Loader.add_implicit_resolver(
 
 
 def load_yaml(text: str) -> Any:
-    """Return the value of a YAML text. Raises YAMLError, also for one that is too deep or too large."""
+    """Return the value of a YAML text. Raises YAMLError, also if it is too deep or too large."""
     sizes: dict[str | None, int] = {}
     nested: list[tuple[str | None, int]] = [(None, 0)]  # anchor, and values so far
     for event in yaml.parse(text, Loader):
@@ -237,7 +237,7 @@ def load_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path, what: str, remedy: str) -> dict[str, Any]:
-    """Return the keys and values of a file; AimoError where it has none says `what` it should be."""
+    """Return a YAML file's keys and values. AimoError, which calls the file `what`, if it has none."""
     try:
         values = load_yaml(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as e:

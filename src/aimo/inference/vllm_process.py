@@ -1,11 +1,11 @@
-"""The one place that plans, configures, starts, watches and ends processes of vLLM.
+"""Plan, configure, start, watch and end vLLM's processes.
 
 - `engine_arguments` configures both the engine in this process and the server of `aimo serve`. It needs the
   context that a config.json allows (`context_limit`).
 - vLLM 0.31's engine process does not notice that its parent was killed, and keeps the GPU's memory. So
   servers and jobs of `aimo launch` run below a guard (`running`), and the engine starts within
   `ending_with_this_thread`.
-- `plan_for_this_machine` says before the start what should fit, so that a kernel can print it.
+- `plan_for_this_machine` estimates what fits before vLLM starts, so that a kernel can print it.
 """
 
 import contextlib
@@ -36,20 +36,20 @@ from aimo.inference.model_folder import REMEDY, check_model_folder, read_adapter
 from aimo.inference.settings import Settings
 from aimo.inference.storage import read_json
 
-# vLLM's engine arguments that settings of ours replace.
+# vLLM's engine arguments that our own settings replace.
 OWN_ARGUMENTS = {
     "model": "the model folder",
     "seed": "seed",
     "gpu_memory_utilization": "inference.gpu_memory",
 }
-# Classes of tokenizer_config.json with which Transformers takes tokenizer.json as it is.
+# Values of `tokenizer_class` for which Transformers loads tokenizer.json unchanged.
 PLAIN_CLASSES = (None, "PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
-KEPT: list[Any] = []  # folders that last as long as this process
-# On a CPU, vLLM's own choice for `uni` is one process more, which costs ten seconds and 600 MB.
+KEPT: list[Any] = []  # temporary folders that live as long as this process
+# On a CPU, vLLM starts one more process for `uni`, which costs ten seconds and 600 MB.
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
-def is_verbose() -> bool:  # whether libraries may write what they like
+def is_verbose() -> bool:  # whether libraries may log freely
     return os.environ.get("AIMO_VERBOSE") == "1"
 
 
@@ -58,7 +58,7 @@ def set_environment() -> None:
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # forks escape `ending_with_this_thread`
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", "3600")  # 65 GB at 100 MB/s take more than its 600
+    os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", "3600")  # 65 GB at 100 MB/s take more than 600 s
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.__stderr__")
     if not is_verbose():
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -68,9 +68,9 @@ def set_environment() -> None:
 def engine_arguments(
     model: Path, settings: Settings, seed: int, adapter: str | Path | None = None
 ) -> dict[str, Any]:
-    """Return the arguments of vLLM's AsyncEngineArgs; those of `settings.vllm` go over ours.
+    """Return the arguments for vLLM's AsyncEngineArgs; `settings.vllm` overrides ours.
 
-    AimoError when vLLM has no such argument, a setting of ours replaces it, or the adapter is at fault.
+    AimoError if vLLM has no such argument, one of our settings replaces it, or the adapter is wrong.
     """
     from vllm.platforms import current_platform
 
@@ -79,7 +79,7 @@ def engine_arguments(
     text, limit = language_model(config), context_limit(config)
     longer: dict[str, Any] = {}
     if "yarn" in rope_of(text).values() and limit != text.get("max_position_embeddings"):
-        # vLLM 0.31 takes this key for the length that YaRN leads to, and would not go beyond the original.
+        # vLLM 0.31 reads this key as the length after YaRN, and would stop at the original length.
         longer = {"max_position_embeddings": limit}
         longer = {"text_config": longer} if "text_config" in config else longer
     float32 = (config.get("dtype") or config.get("torch_dtype")) == "float32"
@@ -100,8 +100,8 @@ def engine_arguments(
         "disable_log_stats": True,
     }
     if not on_cpu and str(settings.vllm.get("kv_cache_dtype")).startswith("fp8"):
-        # FlashAttention reads such a cache on compute capability 9.0 alone. vLLM's next choice is FlashInfer,
-        # which compiles with nvcc.
+        # FlashAttention reads an fp8 cache only on compute capability 9.0. vLLM's next choice, FlashInfer,
+        # needs nvcc to compile.
         cuda = os.environ.get("CUDA_HOME", "/usr/local/cuda")
         capability = current_platform.get_device_capability()
         if not (capability == (9, 0) or shutil.which("nvcc") or Path(cuda, "bin", "nvcc").exists()):
@@ -110,7 +110,7 @@ def engine_arguments(
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Raise AimoError for an engine argument that vLLM does not have, or that a setting of ours replaces."""
+    """Raise AimoError for an engine argument that vLLM lacks, or that one of our settings replaces."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     known = [f.name for f in fields(AsyncEngineArgs) if f.name not in OWN_ARGUMENTS]
@@ -123,7 +123,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 
 
 def tokenizer_argument(model: Path, tokenizer: Any) -> dict[str, str]:
-    """Return vLLM's argument for a folder's `tokenizer` where Transformers would give vLLM another one."""
+    """Return vLLM's `tokenizer` argument, empty unless vLLM would load the folder's tokenizer differently."""
     path = model / "tokenizer_config.json"
     named = read_json(path, REMEDY).get("tokenizer_class") if path.exists() else None
     if named in PLAIN_CLASSES or type(tokenizer).__name__ not in PLAIN_CLASSES:
@@ -139,14 +139,14 @@ def serving(
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Serve a model with vLLM's OpenAI-compatible server while the block runs.
 
-    Yields the address, as soon as the server answers, and its process. `port` 0 takes a free one; vLLM writes
-    to `log`. AimoError when the port is taken; EngineError when the server ends before it answers.
+    Yield its address and process once it answers. `port` 0 takes a free one; vLLM writes to `log`. AimoError
+    if the port is taken; EngineError if the server ends before it answers.
     """
     check_model_folder(model)
     port = free_port(host, port)
     set_environment()
     log.unlink(missing_ok=True)
-    with stderr_to(log):  # what torch and vLLM say as they are imported
+    with stderr_to(log):  # what torch and vLLM print during their import
         command = server_command(model.absolute(), settings, seed, host, port)
     url = f"http://{host}:{port}"
     with answering(command, f"{url}/health", log, str(model)) as process:
@@ -154,14 +154,14 @@ def serving(
 
 
 def server_command(model: Path, settings: Settings, seed: int, host: str, port: int) -> list[str]:
-    """Return the command of a server with the arguments that the engine in this process would get."""
+    """Return the command that starts a server with the arguments of an engine in this process."""
     from vllm.platforms import current_platform
 
     tokenizer = read_tokenizer(model, trust_remote_code=settings.vllm.get("trust_remote_code", False))
     arguments = tokenizer_argument(model, tokenizer) | engine_arguments(model, settings, seed)
     arguments |= {"host": host, "port": port, "served_model_name": model.name}
     del arguments["model"], arguments["disable_log_stats"]
-    # The CPU build lacks the metadata that `vllm serve` asks for: there the server's module is started.
+    # The CPU build lacks the metadata that `vllm serve` needs: start the server's module there.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={model}"]
     vllm = shutil.which("vllm", path=str(Path(sys.executable).parent))
     if vllm and not current_platform.is_cpu():
@@ -179,10 +179,10 @@ def server_command(model: Path, settings: Settings, seed: int, host: str, port: 
 def answering(
     command: list[str], health: str, log: Path, model: str, keep: Collection[int] = ()
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a model's server while the block runs, which begins when the address `health` answers.
+    """Run a model's server for the block, which begins once the address `health` answers.
 
-    The server appends to `log`; `keep` as in `running`. EngineError, with the first error that the server
-    wrote, when it ends before it answers.
+    The server appends to `log`; `keep` is passed to `running`. EngineError, with the server's first error,
+    if it ends before it answers.
     """
     with log.open("a") as output, running(command, output, keep) as process:
         while not is_up(health):
@@ -195,7 +195,7 @@ def answering(
 
 
 def free_port(host: str, port: int) -> int:
-    """Return the port if it is free, for 0 any free one. AimoError when it is taken."""
+    """Return `port` if it is free, or any free one for 0. AimoError if it is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -217,8 +217,8 @@ def running(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a command in a new session; every process below it ends with the block.
 
-    They end too when this process does, however it ends. What they write goes to `output`. `keep` are
-    descriptors, such as a lock's, that stay open until the last of them has ended.
+    They also end with this process, even if it is killed. Their output goes to `output`. `keep` holds
+    descriptors, such as a lock's, that stay open until the last of these processes has ended.
     """
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", process_guard.__file__, *command],
@@ -235,7 +235,7 @@ def running(
         process.wait()
 
 
-# Asks the kernel to be killed with its parent, then replaces itself with the Python that was to start.
+# Asks the kernel to kill it with its parent, then replaces itself with the intended Python.
 LAUNCHER = """\
 #!/bin/sh
 exec {python} -I -S -c '
@@ -247,9 +247,9 @@ os.execv(sys.argv[1], sys.argv[1:])' {python} "$@"
 
 @contextlib.contextmanager
 def ending_with_this_thread() -> Iterator[None]:
-    """Processes that multiprocessing spawns inside are killed when the thread that spawns them ends.
+    """Let the kernel kill what multiprocessing spawns in the block when the spawning thread ends.
 
-    A thread ends with its process at the latest, so a killed process leaves none of them behind.
+    A thread ends with its process at the latest, so a killed process leaves nothing behind.
     """
     resource_tracker.ensure_running()  # it serves the whole process, and ends by itself
     python = os.fsdecode(spawn.get_executable())
@@ -266,9 +266,9 @@ def ending_with_this_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stderr_to(path: Path | None) -> Iterator[None]:
-    """Append what this process and those it starts write to standard error to a file; None leaves it.
+    """Append the standard error of this process and those it starts to a file; for None, do nothing.
 
-    A process started inside keeps writing there: notices stay out of notebooks, and can be read later.
+    A process started in the block keeps writing there: notices stay out of notebooks and can be read later.
     """
     if path is None:
         yield
@@ -285,25 +285,25 @@ def stderr_to(path: Path | None) -> Iterator[None]:
             os.close(saved)
 
 
-# Keys in which a config.json says how long the context is.
+# Keys of a config.json that may hold the context length.
 LENGTHS = [
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length",
     "max_target_positions", "max_sequence_length", "max_seq_length", "seq_len",
 ]  # fmt: skip
-# Kinds of rope scaling whose config.json says the extended length.
+# Kinds of rope scaling for which config.json already holds the extended length.
 ALREADY_SCALED = ("default", "llama3", "su", "deepseek_yarn", "deepseek_llama_scaling")
-RESERVED = 3 << 30  # bytes of a GPU, about, for vLLM's activations and CUDA graphs
-BATCH = 8192  # tokens of one step: vLLM keeps them until it drops what a sliding window has left behind
+RESERVED = 3 << 30  # bytes that vLLM's activations and CUDA graphs take on a GPU, roughly
+BATCH = 8192  # tokens of one step: vLLM keeps them before it drops what the sliding window has passed
 
 
 def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a config.json says of the language model, with the defaults of its kind."""
+    """Return a config.json's keys of the language model, with Transformers' defaults for its type."""
     from transformers import AutoConfig
 
-    whole = copy.deepcopy({**config})  # Transformers adds to what is nested
+    whole = copy.deepcopy({**config})  # Transformers changes nested values
     nested, kind = whole.get("text_config"), whole.pop("model_type", "")
     text: dict[str, Any] = {**(nested if isinstance(nested, dict) else config)}
-    with contextlib.suppress(Exception):  # vLLM may know a kind that Transformers does not
+    with contextlib.suppress(Exception):  # vLLM may know a type that Transformers does not
         text |= AutoConfig.for_model(kind, **whole).get_text_config().to_dict()
     dtypes = [text.get("dtype"), text.get("torch_dtype"), config.get("dtype"), config.get("torch_dtype")]
     return text | {"dtype": next(filter(None, dtypes), None)}
@@ -316,7 +316,7 @@ def rope_of(text: Mapping[str, Any]) -> dict[str, Any]:
 def context_limit(config: Mapping[str, Any]) -> int:
     """Return the longest context in tokens that a config.json allows, as vLLM 0.31 derives it.
 
-    vLLM needs the `hf_overrides` of `engine_arguments` for it. AimoError for a value of a wrong type.
+    vLLM reaches it only with the `hf_overrides` of `engine_arguments`. AimoError for a wrong type.
     """
     text, factor = language_model(config), 1.0
     try:
@@ -330,7 +330,7 @@ def context_limit(config: Mapping[str, Any]) -> int:
                 original = scaling.get("original_max_position_embeddings") or limit
                 limit = max(limit, scaling["factor"] * original)
             elif kind not in ALREADY_SCALED and "gemma3" not in text.get("model_type", ""):
-                factor = scaling.get("factor") or 1.0  # one for all kinds of layers
+                factor = scaling.get("factor") or 1.0  # the same for all kinds of layers
         return int(limit * factor)
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise AimoError(
@@ -340,12 +340,12 @@ def context_limit(config: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a model's weights leave room for."""
+    """What fits into memory beside a model's weights."""
 
     weights: int  # bytes on each GPU
     cache: int  # bytes of KV cache on each GPU
-    context: int  # tokens of prompt and completion; 0 when there is no room for any
-    kv_tokens: int  # tokens in the KV cache, of all replicas together
+    context: int  # tokens of prompt and completion; 0 if there is no room
+    kv_tokens: int  # tokens in the KV caches of all replicas together
     streams: int  # samples that run at the same time
 
     def __str__(self) -> str:
@@ -360,9 +360,9 @@ class Plan:
 
 
 def plan_for_this_machine(model: str | Path, settings: Settings) -> Plan:
-    """Return what fits into this machine's GPUs; on a CPU, into the cache that vLLM takes there.
+    """Return what fits into this machine's GPUs or, on a CPU, into vLLM's KV cache there.
 
-    Imports vLLM. AimoError as `make_plan`.
+    Imports vLLM. AimoError as in `make_plan`.
     """
     from vllm.platforms import current_platform
 
@@ -382,10 +382,10 @@ def make_plan(
     settings: Settings,
     cache: int | None = None,
 ) -> Plan:
-    """Return what fits of a model of `weights` bytes with this config.json into GPUs of `memory` bytes each.
+    """Return what fits into GPUs of `memory` bytes each for a model of `weights` bytes with this config.json.
 
-    With `cache`, the bytes of a CPU's KV cache, there is no GPU. AimoError when there are fewer GPUs than
-    `settings.vllm` wants, or the attention is out of scope.
+    For a CPU, `cache` gives the bytes of its KV cache. AimoError if `settings.vllm` wants more GPUs than
+    there are, or the plan does not cover the model's attention.
     """
     arguments, shards, replicas = settings.vllm, 1, 1
     if cache is None:
@@ -412,7 +412,7 @@ def make_plan(
     head_dim = text.get("head_dim") or text["hidden_size"] // heads
     per_token = 2 * (text.get("num_key_value_heads") or heads) * head_dim * value_bytes
 
-    # How many tokens each layer keeps: those it looks back at, and those of one step.
+    # How many tokens each layer keeps: those it attends to, and those of one step.
     seen = {"full_attention": inf, "sliding_attention": text.get("sliding_window") or inf}
     kinds = text.get("layer_types") or ["full_attention"] * text["num_hidden_layers"]
     if unknown := sorted(set(kinds) - seen.keys()):

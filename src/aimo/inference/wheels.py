@@ -1,4 +1,4 @@
-"""Collect the wheels of a lock file for a machine like this one that has no internet."""
+"""Collect the wheels of a lock file for a machine like this one but without the internet."""
 
 import email.parser
 import hashlib
@@ -24,11 +24,11 @@ VOCABULARY = "o200k_base.tiktoken"
 
 
 def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
-    """Collect the wheels of a lock file into `out`/wheels and return the manifest, which lies beside it.
+    """Collect a lock file's wheels into `out`/wheels, write the manifest beside them and return it.
 
-    Releases without a wheel are built here. All are then installed into a fresh environment, from `out` alone
-    and by their hashes. Where the lock has oss-harmony, its vocabulary is added: from the folder that
-    TIKTOKEN_ENCODINGS_BASE names, else as tiktoken downloads it. AimoError for what cannot be collected or
+    Build the releases that have no wheel. Then install all wheels into a fresh environment, from `out` alone
+    and by their hashes. If the lock has oss-harmony, add its vocabulary: from the folder that
+    TIKTOKEN_ENCODINGS_BASE names, or as tiktoken downloads it. AimoError if something cannot be collected or
     installed.
     """
     lock, out, version = Path(requirements), Path(out), platform.python_version()
@@ -48,7 +48,7 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
             lines = [f"{one['name']}=={one['version']} --hash=sha256:{one['sha256']}\n" for one in wheels]
             hashed, python = Path(made, "wheels.txt"), Path(made, "fresh", "bin", "python")
             hashed.write_text("".join(lines))
-            # Not every Python has ensurepip: this Python's pip installs for the other.
+            # Not every Python has ensurepip, so this Python's pip installs into the other.
             subprocess.run([sys.executable, "-m", "venv", "--without-pip", f"{made}/fresh"], check=True)
             alone = ["--no-index", "--no-deps", "--no-cache-dir", "--no-compile", "--require-hashes"]
             arguments = ["--isolated", "--python", str(python), "install", *alone]
@@ -62,7 +62,7 @@ def collect(requirements: str | Path, out: str | Path = ".") -> dict[str, Any]:
 
 
 def run_pip(arguments: list[str], what: str) -> None:
-    """Run pip and print what it collects. AimoError with its first error."""
+    """Run pip and print what it collects. AimoError with the shortest of its errors."""
     command, lines = [sys.executable, "-m", "pip", *arguments], []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
         for line in pip.stdout or ():
@@ -70,7 +70,7 @@ def run_pip(arguments: list[str], what: str) -> None:
             if line.startswith("Collecting "):
                 print(line, end="", flush=True)
     if pip.returncode:
-        # pip tells a release that does not exist with all that do: the line after it is shorter.
+        # For a missing release, pip first lists all that exist; its next line is shorter.
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
         reason = min(errors or lines[-1:] or ["pip says nothing"], key=len)[:300]
         version = platform.python_version()
@@ -78,9 +78,9 @@ def run_pip(arguments: list[str], what: str) -> None:
 
 
 def describe_wheel(path: Path) -> dict[str, Any]:
-    """Return the manifest's entry of a wheel.
+    """Return a wheel's entry in the manifest.
 
-    `requires` holds for this Python what NAME requires, and what NAME[EXTRA] does:
+    `requires` holds what NAME, and each NAME[EXTRA], requires on this Python:
     {"uvicorn": ["h11"], "uvicorn[standard]": ["h11", "httptools"]}
     """
     distribution, version, _, tags = parse_wheel_filename(path.name)
@@ -115,7 +115,7 @@ def sha256(path: Path) -> str:
 
 
 def add_vocabulary(out: Path, python: Path) -> None:
-    """Add Harmony's vocabulary to `out`. Another Python loads it there, which compares its hash."""
+    """Add Harmony's vocabulary to `out`, and let `python` load it there, which checks its hash."""
     given = os.environ.get("TIKTOKEN_ENCODINGS_BASE")
     fetch = "import tiktoken; tiktoken.get_encoding('o200k_base')"
     load = "import openai_harmony as o; o.load_harmony_encoding(o.HarmonyEncodingName.HARMONY_GPT_OSS)"
