@@ -10,7 +10,7 @@ class Late(ModuleType):
     """A module whose code runs when one of its names is first used, not when it is imported."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what `inspect` and `warnings` ask of every module
+        if name.startswith("__"):  # `inspect` and `warnings` ask every module for such names
             raise AttributeError(name)
         self.__class__ = ModuleType  # type: ignore[assignment]
         assert self.__spec__ and self.__spec__.loader
@@ -28,12 +28,12 @@ class Late(ModuleType):
 
 
 def load_late(package: str, *names: str) -> None:
-    """Make these modules of a package late, so that others import them at their top (`from aimo.train import
-    models`) and wait neither for torch in `aimo --help` nor load TRL before Unsloth, which patches it."""
+    """Make modules of a package late. Others may import them at their top (`from aimo.train import models`):
+    `aimo --help` does not wait for torch, and TRL does not load before Unsloth, which patches it."""
     for name in names:
         full = f"{package}.{name}"
         spec = importlib.util.find_spec(full)
-        if full not in sys.modules and spec:  # a kernel ships those that it uses
+        if full not in sys.modules and spec:  # a kernel ships only the modules that it uses
             module = importlib.util.module_from_spec(spec)
             module.__class__ = Late
             sys.modules[full] = module

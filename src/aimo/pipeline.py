@@ -1,7 +1,7 @@
-"""The pipeline: papermill over the notebooks of a profile. Started again, it continues where it stopped.
+"""Run a profile's notebooks with papermill. A run that is started again continues where it stopped.
 
 `run_profile` is `aimo run`. `train_in_session` is the kernel `train`, whose sessions end after some hours. A
-stage that a session's end stops still leaves a merged model and a report. The next session finds the run's
+stage stopped by a session's end still leaves a merged model and a report. The next session finds the run's
 folder among its inputs and continues from the last checkpoint.
 """
 
@@ -33,7 +33,7 @@ from aimo.run.progress import Display
 from aimo.run.runs import is_finished, read_metrics
 from aimo.train import callbacks, opd
 
-# No stage is begun in this last part of a session: it would load a model and train a step or two.
+# No stage begins in this last part of a session: it would load a model and train only a step or two.
 LAST_PART = 0.1
 
 
@@ -49,8 +49,8 @@ def run_profile(
 ) -> Path:
     """Execute the stages that are not finished yet, then write the report; return the run's folder.
 
-    `from_stage` does this stage and those after it again; with a checkpoint, such as `sft/checkpoint-50`, it
-    continues from there. AimoError for what the user can fix, StageError for another failure of a stage.
+    `from_stage` repeats this stage and those after it, or continues it from a checkpoint, such as
+    `sft/checkpoint-50`. AimoError for faults that the user can fix, StageError for other failures of a stage.
     """
     overrides = list(overrides or [])
     if test is not None:
@@ -65,7 +65,7 @@ def run_profile(
     check_run(resolved, folder, from_stage, until)
     runs.open_folder(folder, resolved, redo=redo or None)
     try:
-        # Checkpoints and models need 50 MB, and six times the base model.
+        # Checkpoints and models need 50 MB plus six times the size of the base model.
         base, needed = config.locate(resolved.model.base), 50e6
         if base.is_dir() and resolved.trained:
             needed += 6 * sum(p.stat().st_size for p in base.rglob("*") if p.is_file())
@@ -102,7 +102,7 @@ def run_profile(
 
 
 def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str | None) -> None:
-    """Refuse, before anything is written, what would fail in a later stage."""
+    """Raise AimoError, before anything is written, for what would fail in a later stage."""
     redo, _, checkpoint = (from_stage or "").partition("/")
     stages = profile.stages
     for option, given, stage in (("--from", from_stage, redo), ("--until", until, until)):
@@ -115,7 +115,7 @@ def check_run(profile: Profile, folder: Path, from_stage: str | None, until: str
         there = ", ".join(found) or "none"
         raise AimoError(f"--from {from_stage!r}: no such checkpoint in {folder / redo}; there are: {there}")
     done = stages[: stages.index(until) + 1 if until else None]
-    for stage in done:  # a kernel that trains ships no other notebooks
+    for stage in done:  # a training kernel ships only these notebooks
         path = ROOT / "notebooks" / f"{STAGES[stage].notebook}.ipynb"
         try:
             cells = nbformat.read(path, 4).cells
@@ -151,8 +151,8 @@ class JupyterKernel(AsyncKernelManager):
 
 
 def execute_stage(stage: str, folder: Path) -> None:
-    """Run one stage's notebook in a fresh kernel; an AimoError raised inside it is raised again."""
-    # papermill warns that it cannot parse a list as a parameter, and does not have to.
+    """Run a stage's notebook in a fresh kernel. Raise its AimoError again; StageError for other failures."""
+    # papermill warns needlessly that it cannot parse a list as a parameter.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     executed = folder / "notebooks" / f"{STAGES[stage].notebook}.ipynb"
     log = executed.with_suffix(".log")
@@ -169,7 +169,7 @@ def execute_stage(stage: str, folder: Path) -> None:
                 extra_arguments=["--IPKernelApp.log_level=40"],
             )
     except KeyboardInterrupt:
-        # nbclient leaves the task of the cell behind; asyncio would print its exception when it is collected.
+        # nbclient leaves the cell's task behind; asyncio would print its exception when it is collected.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise
     except papermill.PapermillExecutionError as e:
@@ -199,10 +199,10 @@ def train_in_session(
     folder: Path = Path("run"),
     inputs: Path = startup.INPUTS,
 ) -> Path | None:
-    """Do the training stages of a profile, at most until `limit_s` seconds after the kernel's start.
+    """Run a profile's training stages, at most until `limit_s` seconds after the kernel's start.
 
-    Continues a run's folder that an earlier session left among the `inputs`. Returns the model folder of the
-    last stage done, or None. AimoError for a profile that trains nothing, for two runs, and as `run_profile`.
+    Continue the run that an earlier session left among the `inputs`. Return the model folder of the last
+    stage done, or None. AimoError for a profile that trains nothing, for two runs, and as in `run_profile`.
     """
     resolved = config.load(profile, list(overrides))
     if not resolved.trained:
@@ -215,7 +215,7 @@ def train_in_session(
             told = f"the inputs hold {len(found)} runs: {', '.join(map(str, found))}"
             raise AimoError(f"{told}; attach the output of one version only")
         for path in (path for run in found for path in sorted([run, *run.rglob("*")])):
-            to = folder / path.relative_to(found[0])  # without the modes: inputs are read-only
+            to = folder / path.relative_to(found[0])  # without file modes, because inputs are read-only
             to.mkdir(parents=True) if path.is_dir() else shutil.copyfile(path, to)
         how = f"continues {found[0]}" if found else "starts anew, as no run is attached"
         print(f"{resolved.profile}: {how}")
@@ -235,7 +235,7 @@ def train_in_session(
     return made
 
 
-def checkpoint_of(folder: Path, stage: str) -> str | None:  # of a stage that a session's end stopped
+def checkpoint_of(folder: Path, stage: str) -> str | None:  # of a stage stopped by a session's end
     if read_metrics(folder)["stages"].get(stage, {}).get("stopped") != runs.SESSION_OVER:
         return None
     return f"{stage}/{runs.newest_first(folder / stage)[0].name}"

@@ -1,11 +1,11 @@
 """Reward functions with TRL's signature: Open-R1's, and those of Unsloth's Qwen3-4B-Base recipe.
 
-REWARDS has each by its name in a profile, with its options; `math` and `code` hold the functions. Called
-directly, they expect Open-R1's layout, and those of Unsloth's recipe its tags. `get_reward_funcs` binds them
-to a profile's tags.
+REWARDS lists each by its name in a profile, with its options; `math` and `code` hold the functions. Called
+directly, Open-R1's expect its layout, and Unsloth's the recipe's tags. `get_reward_funcs` binds them to a
+profile's tags.
 
-A user's own reward is a function in a file, which a profile names as `PATH.py:FUNCTION`. Its text becomes
-part of the profile, and so of the run's folder, of the kernel and of the model's card.
+A user's own reward is a function in a file, which a profile names as `PATH.py:FUNCTION`. The file's text
+becomes part of the profile, and so of the run's folder, the kernel and the model's card.
 """
 
 import re
@@ -46,7 +46,7 @@ from aimo.rewards.math import (
 )
 from aimo.rewards.math import text_of as text_of
 
-# Open-R1's names of what makes these rewards.
+# Open-R1's names for the makers of these rewards.
 get_cosine_scaled_reward = Cosine
 get_code_format_reward = CodeFormat
 get_repetition_penalty_reward = RepetitionPenalty
@@ -91,7 +91,7 @@ class OwnReward(Reward):
 
 
 class Row(NamedTuple):
-    """A reward: a function that takes its options as keywords, or the class of its options, called itself."""
+    """A reward: a function that takes its options as keywords, or a callable class that holds them."""
 
     function: Callable[..., Any]
     options: type[Reward] = Reward
@@ -121,9 +121,9 @@ REWARDS = {
     "code_format": Row(CodeFormat, CodeFormat),
 }
 
-BY_ANSWER = "accuracy", "length", "check_answer", "check_numbers", "cosine"  # rewards of a known answer
+BY_ANSWER = "accuracy", "length", "check_answer", "check_numbers", "cosine"  # rewards that need a gold answer
 
-# Options that Open-R1's script arguments name in their own way; the others are `REWARD_OPTION` or `OPTION`.
+# Options with another name in Open-R1's script arguments; the others are `REWARD_OPTION` or `OPTION`.
 OPEN_R1_OPTIONS = {
     "ngram_size": "repetition_n_grams",
     "num_parallel": "parallel_code_exec_per_proc",
@@ -136,13 +136,13 @@ OPEN_R1_OPTIONS = {
 
 
 def read_rewards(values: Mapping[str, Any]) -> dict[str, Reward]:
-    """Return the options of `{name: weight}` or `{name: {weight: …, option: …}}`.
+    """Return each reward's options from `{name: weight}` or `{name: {weight: …, option: …}}`.
 
-    `PATH.py:FUNCTION` is a function of the user's. ValueError for an unknown name or option, with the known
-    ones, and for an impossible value.
+    The name `PATH.py:FUNCTION` is a user's function. ValueError for an unknown name or option, which lists
+    the known ones, and for an invalid value.
     """
     read: dict[str, Reward] = {}
-    logged: dict[str, str] = {}  # TRL's figures are named by the functions
+    logged: dict[str, str] = {}  # TRL names its metrics after the functions
     for name, options in with_texts(values, [Path.cwd()]).items():
         own = OWN.fullmatch(name)
         if not (row := Row(load_function, OwnReward) if own else REWARDS.get(name)):
@@ -165,8 +165,8 @@ def read_rewards(values: Mapping[str, Any]) -> dict[str, Reward]:
 
 
 def with_texts(values: Mapping[str, Any], folders: list[Path]) -> dict[str, dict[str, Any]]:
-    """Return the options of rewards. A user's file, sought in `folders`, is named without its folder and gets
-    its text. ValueError for a file that is not there, and for two with one name.
+    """Return each reward's options. A user's file, found in `folders`, is named without its folder, and its
+    text becomes an option. ValueError for a missing file, and for two files of one name.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
@@ -193,18 +193,18 @@ def with_texts(values: Mapping[str, Any], folders: list[Path]) -> dict[str, dict
 def get_reward_funcs(
     names: Any, prompt: Prompt | None = None, kind: AnswerKind | None = None, **options: Any
 ) -> list[RewardFunc]:
-    """Return the named rewards, with their options, a profile's tags (None: Open-R1's layout) and the kind of
-    answers of its competition.
+    """Return the named rewards, bound to their options, a profile's tags (None: Open-R1's layout) and its
+    competition's `kind` of answers.
 
-    `names`: a list, whose rewards take what they know of `options`; a mapping such as a profile's
-    `grpo.rewards`; or Open-R1's script arguments. A function in a file gets TRL's arguments alone. AimoError
-    for an unknown reward or a wrong option, with the known ones.
+    `names` is a list, whose rewards take the `options` that they know; a mapping such as a profile's
+    `grpo.rewards`; or Open-R1's script arguments. A function from a file gets only TRL's arguments. AimoError
+    for an unknown reward or option, which lists the known ones, and for an invalid value.
     """
     listed = getattr(names, "reward_funcs", names)
     known = {name: REWARDS[name].option_names if name in REWARDS else list[str]() for name in listed}
     if isinstance(names, Mapping):
         chosen = dict(names)
-    elif names is listed:  # what no reward knows goes to all, which refuse it
+    elif names is listed:  # an option that no reward knows goes to all, which refuse it
         anywhere = {option for of_one in known.values() for option in of_one}
         chosen = {
             name: {option: v for option, v in options.items() if option in of_one or option not in anywhere}
@@ -238,9 +238,9 @@ def get_reward_funcs(
 
 
 def load_function(name: str, code: str) -> RewardFunc:
-    """Run a file's text and return its function, under its name; AimoError when that fails.
+    """Run a file's text and return the function that `name` ends in. AimoError if that fails.
 
-    What the function raises, or gives in place of a number for each completion, is an AimoError of one line.
+    The function raises a one-line AimoError if it fails, or returns no number or None for each completion.
     """
     file, function = name.rsplit(":", 1)
 
@@ -251,7 +251,7 @@ def load_function(name: str, code: str) -> RewardFunc:
         return AimoError(f"grpo.rewards.{name}: {function} raises {said}{where}; correct it")
 
     module = ModuleType(f"aimo_reward_{Path(file).stem}")
-    sys.modules[module.__name__] = module  # dataclasses look for it
+    sys.modules[module.__name__] = module  # dataclasses look it up there
     try:
         exec(compile(code, file, "exec"), module.__dict__)
     except Exception as e:  # whatever the user's file raises
@@ -282,7 +282,7 @@ def load_function(name: str, code: str) -> RewardFunc:
 
 
 def try_rewards(rewards: Mapping[str, Any]) -> None:
-    """Let the profile's own rewards score two completions, one of them empty; AimoError when one fails."""
+    """Let the user's own rewards score two completions, one of them empty. AimoError if one fails."""
 
     texts = ("Two and two are 4.", "")
     columns: dict[str, Any] = {

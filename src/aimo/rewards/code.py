@@ -1,9 +1,9 @@
-"""Rewards of programs: test cases (`code`), and problems of IOI and Codeforces (`ioi_code`, `cf_code`).
+"""Rewards for programs: test cases (`code`), and problems of IOI and Codeforces (`ioi_code`, `cf_code`).
 
 Names, options and columns are Open-R1's. Programs of `code` run in the sandbox here, or at E2B or MorphCloud.
-Programs for contests run here, or on a Piston server that is asked as Open-R1 asks it
+Programs for contests run here, or on a Piston server set up for Open-R1
 (https://github.com/huggingface/open-r1, slurm/piston). Here, g++ compiles C++ into a library that a confined
-process loads. The compiler is confined as well, since a source may include any file or ask for any memory.
+process loads. The compiler is confined too, because a source may include any file or use up the memory.
 """
 
 import base64
@@ -28,9 +28,9 @@ from aimo.inference.errors import AimoError
 from aimo.rewards.math import Column, Rewards, Texts, text_of
 
 TIME_LIMIT_S = 5.0  # wall time of a test case of `code`, as in Open-R1
-# Services that run `code`, with the package of each client; MorphCloud's later versions have no sandbox.
+# Services that run `code`, with their clients' packages; MorphCloud's later versions have no sandbox.
 SERVICES = {"e2b": "e2b-code-interpreter", "morph": "morphcloud==0.1.67"}
-# What a service runs: the program and its input, within the limit; its last line is what the program printed.
+# A service runs this: the program on its input, within the limit. The last line holds the program's output.
 SCRIPT = """import json, subprocess
 try:
     command = ["python3", "-c", {program!r}]
@@ -41,12 +41,12 @@ except subprocess.TimeoutExpired:
 
 
 def extract_code(completion: str, language: str = "python") -> str:
-    """Return the last fenced block of `language`; empty without one."""
+    """Return the last fenced block of `language`, or an empty string."""
     return (re.findall(rf"```{re.escape(language)}\n(.*?)```", completion, re.DOTALL) or [""])[-1]
 
 
 def mapping_of(info: Any) -> Mapping[str, Any]:
-    """Return a row's `verification_info`, a mapping or its JSON; empty where it is neither."""
+    """Return a row's `verification_info`, a mapping or its JSON; an empty mapping if it is neither."""
     with contextlib.suppress(ValueError, RecursionError):
         info = json.loads(info) if isinstance(info, str) else info
     return info if isinstance(info, Mapping) else {}
@@ -62,15 +62,15 @@ def code_reward(
     provider_type: Any = "local",
     **_: Any,
 ) -> Rewards:
-    """The share of a row's test cases that the completion's last Python block passes.
+    """Return the share of a row's test cases that the completion's last Python block passes.
 
-    None for a row without Python test cases. A case passes when the program ends well and prints the
-    expected lines, spaces around them aside. A program close to its time limit may fail on a busy machine.
+    None for a row without Python test cases. A case passes if the program ends without an error and prints
+    the expected lines, ignoring spaces around them. A program near its time limit may fail on a busy machine.
 
     `verification_info`: n dicts or their JSON, each
     `{"language": "python", "test_cases": [{"input", "output", "type": "stdin_stdout"}]}`.
-    `provider_type`: local (the sandbox), one of SERVICES, or a function `run(jobs, num_parallel)` of m pairs
-    (program, input) that returns m texts, what each program printed, or None for a failure.
+    `provider_type`: local (the sandbox), one of SERVICES, or a function `run(jobs, num_parallel)` that takes
+    m pairs (program, input) and returns m texts: each program's output, or None if it failed.
     """
     if verification_info is None:
         raise AimoError("rewards: code needs a column `verification_info` with the rows' test cases")
@@ -82,7 +82,7 @@ def code_reward(
             is_python = info["language"] == "python" and kinds <= {"stdin_stdout"}
             cases = [(str(case["input"]), str(case["output"])) for case in info["test_cases"] if is_python]
         except (TypeError, KeyError, AttributeError):
-            cases = []  # of another kind
+            cases = []  # test cases of another kind
         rows.append((extract_code(text_of(completion)), cases))
 
     jobs = [(program, given) for program, cases in rows if program for given, _ in cases]
@@ -106,7 +106,7 @@ def code_reward(
 
 
 def printed_by(name: str, program: str, given: str) -> str | None:
-    """Return what a program prints in the sandbox or in a service; None for a failure."""
+    """Return a program's output in the sandbox or in a service, or None if it fails."""
     if name == "local":
         limits = sandbox.Limits(seconds=TIME_LIMIT_S, output_chars=1_000_000)
         result = sandbox.run_script(program, given, limits)
@@ -136,19 +136,19 @@ def printed_by(name: str, program: str, given: str) -> str | None:
 
 
 def binary_code_reward(completions: Texts, **columns: Any) -> Rewards:
-    """1 where `code_reward` finds that all test cases pass, else 0."""
+    """Return 1 if all test cases pass, otherwise 0; None as in `code_reward`."""
     return [None if share is None else float(share == 1.0) for share in code_reward(completions, **columns)]
 
 
 # ---- contests ----
 
-AT_ONCE = 16  # completions that are scored at a time; PISTON_ENDPOINTS says what a server takes
+AT_ONCE = 16  # completions scored at a time; PISTON_MAX_REQUESTS_PER_ENDPOINT limits each server
 NO_CODE, DOES_NOT_COMPILE = -1.0, -0.1  # of `cf_code`
-IOI, CPP, PYTHON = "cms_ioi", "c++17", "cf_python3"  # Piston's names of what runs a submission
+IOI, CPP, PYTHON = "cms_ioi", "c++17", "cf_python3"  # Piston's names for what runs a submission
 Judge = Literal["piston", "local"]
 Test = tuple[str, str]  # a test's input and expected output
-# A problem with the columns of open-r1/ioi or open-r1/codeforces; the files of a program for it by name, for
-# IOI the graders too; and what runs it.
+# A problem with the columns of open-r1/ioi or open-r1/codeforces; a program's files by name, for IOI with the
+# graders; and what runs it.
 Submission = tuple[Mapping[str, Any], dict[str, str], str]
 
 
@@ -159,11 +159,11 @@ class DoesNotCompile(Exception):
 def ioi_code_reward(
     completions: Texts, test_batch_size: int = 1, provider_type: Judge = "piston", **columns: Any
 ) -> Rewards:
-    """The lowest score of the last C++ block on a subtask's tests, 0 to 1, as IOI scores a subtask.
+    """Return the last C++ block's lowest score, 0 to 1, on a subtask's tests, as IOI scores a subtask.
 
     0 without a block. Columns: `id`, `test_names`, `time_limit` (s), `memory_limit` (bytes), `grader_files`
-    and `score_precision`; the tests are `test_cases` (pairs), or of the hub's open-r1/ioi-test-cases by
-    `year`. None for a row without tests, and with provider `local` for a task with a checker or manager.
+    and `score_precision`. The tests are `test_cases` (pairs), or those of the hub's open-r1/ioi-test-cases
+    for `year`. None for a row without tests and, with provider `local`, for a task with a checker or manager.
     """
 
     def score(row: dict[str, Any], text: str) -> float | None:
@@ -196,13 +196,13 @@ def cf_code_reward(
     provider_type: Judge = "piston",
     **columns: Any,
 ) -> Rewards:
-    """What the last block in the row's `language` (python or cpp) is worth on a problem's tests.
+    """Return the score of the last block in the row's `language` (python or cpp) on a problem's tests.
 
     `pass_fail`: 1 if it passes all, else 0. `partial`: the share that it passes. `weighted_sum`: the first
     plus a tenth of the second. -0.1 for a program that does not compile, -1 without one, None without tests.
     `patch_code` adds the includes that C++ lacks. Columns: `id`, `official_tests`, `time_limit` (s),
-    `memory_limit` (MB), `input_mode`, `generated_checker` and `language`; more tests come from the files of
-    CF_TESTS_FOLDER where it is set.
+    `memory_limit` (MB), `input_mode`, `generated_checker` and `language`. If CF_TESTS_FOLDER is set, its
+    files add more tests.
     """
 
     def score(row: dict[str, Any], text: str) -> float | None:
@@ -234,7 +234,7 @@ def each(
     needed: tuple[str, ...],
     name: str,
 ) -> Rewards:
-    """Score each completion with its row; None for a row that lacks a needed column, AimoError if all do.
+    """Score each completion with its row. None for a row that lacks a needed column, AimoError if all do.
 
     A row's columns may be in `verification_info`, a mapping or its JSON, which the data stage keeps.
     """
@@ -252,7 +252,7 @@ def each(
 
 
 def with_header(code: str, problem: str = "") -> str:
-    """Return C++ with the standard headers, an IOI problem's header, and `std` where nothing names it."""
+    """Return C++ with the standard headers, an IOI problem's header and `std`, unless the code names it."""
     header = "#include <bits/stdc++.h>\n"
     if problem and f'#include "{problem}.h"' not in code:
         header += f'#include "{problem}.h"\n'
@@ -273,7 +273,7 @@ def generated_tests(folder: str, problem: str) -> list[dict[str, str]]:
         raise AimoError(f"CF_TESTS_FOLDER: there is no folder {folder}; download the tests, or unset it")
     path = Path(
         folder, f"test_cases_{int(problem.split('/')[0]):04d}.parquet"
-    )  # open-r1/codeforces: one a contest
+    )  # open-r1/codeforces: one per contest
     if not path.exists():
         return []
     rows = pl.read_parquet(path).filter(pl.col("problem_id") == problem)
@@ -283,9 +283,9 @@ def generated_tests(folder: str, problem: str) -> list[dict[str, str]]:
 def judged(
     submission: Submission, tests: list[Test], batch_size: int, provider: Judge, to_the_end: bool
 ) -> list[float] | None:
-    """Return the scores, 0 to 1, on tests that run a batch at a time, all at once where its size is -1.
+    """Return the scores, 0 to 1, on tests that run `batch_size` at a time, or all at once for -1.
 
-    No more batches run after one with a 0, unless `to_the_end`. None for a program that does not compile.
+    Stop after a batch with a 0, unless `to_the_end`. Return None if the program does not compile.
     """
     judge = {"piston": in_piston, "local": here}[provider]
     scores: list[float] = []
@@ -303,12 +303,12 @@ def judged(
 
 # ---- a contest's programs on a Piston server ----
 
-TRIES, PAUSE_S = 5, 1.0  # of a request, each time at the next server, and the first pause between
+TRIES, PAUSE_S = 5, 1.0  # at a request, each on the next server, and the first pause between them
 
 
 @functools.cache
 def servers() -> "queue.Queue[str]":
-    """Return the servers of PISTON_ENDPOINTS, each as often as it takes requests at a time."""
+    """Return the servers of PISTON_ENDPOINTS, one entry for each request that a server takes at a time."""
     found: queue.Queue[str] = queue.Queue()
     at_a_time = int(os.environ.get("PISTON_MAX_REQUESTS_PER_ENDPOINT", "1"))
     for address in os.environ.get("PISTON_ENDPOINTS", "").split(",") * at_a_time:
@@ -325,7 +325,7 @@ def in_piston(
 ) -> float:
     is_ioi = runs_in == IOI
     files = files | {"input.txt": given, "correct_output.txt": expected}
-    timeout = row["time_limit"] + (3 if is_ioi else 10)  # Piston's scripts keep the problem's own limit
+    timeout = row["time_limit"] + (3 if is_ioi else 10)  # Piston's scripts enforce the problem's own limit
     request = {"language": runs_in, "version": "*", "run_timeout": round(timeout * 1000)}
     if is_ioi:
         request["run_memory_limit"] = row["memory_limit"]
@@ -358,7 +358,7 @@ def in_piston(
     if reply.get("compile", {}).get("code"):
         raise DoesNotCompile
     try:
-        score = float(reply["run"]["stdout"])  # of IOI, a share of the points
+        score = float(reply["run"]["stdout"])  # for IOI, a share of the points
     except ValueError:
         return 0.0
     return score if is_ioi else float(reply["run"]["code"] == 0 and score == 1)
@@ -367,8 +367,8 @@ def in_piston(
 # ---- a contest's programs here ----
 
 COMPILING = sandbox.Limits(seconds=30, memory_mb=1024, output_chars=2**24, programs=True)
-TRIVIAL = (("main.cpp", "int main() {}"),)  # what every g++ compiles that works
-LOADING_S = 1.0  # added to a program's limit of wall time, in which Python starts and loads it
+TRIVIAL = (("main.cpp", "int main() {}"),)  # every working g++ compiles it
+LOADING_S = 1.0  # added to a program's wall time limit, for Python to start and load it
 COMPILE = """import base64, subprocess
 done = subprocess.run({command!r}, stderr=-1)
 if done.returncode:
@@ -399,7 +399,7 @@ def here(row: Mapping[str, Any], files: dict[str, str], runs_in: str, given: str
 
 @functools.lru_cache(maxsize=64)
 def compiled(files: tuple[tuple[str, str], ...]) -> bytes:
-    """Return the library that g++ makes of names and texts. Raises DoesNotCompile; AimoError without g++."""
+    """Return the library that g++ makes from `files` (name, text). DoesNotCompile; AimoError without g++."""
     result = compile_here(files)
     if result.ok:
         return base64.b64decode(result.stdout)

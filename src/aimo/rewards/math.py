@@ -1,8 +1,8 @@
-"""Rewards of mathematics, with TRL's signature: the right answer, the length, the format and the text.
+"""Rewards for mathematics, with TRL's signature: the right answer, the length, the format and the text.
 
-A reward takes n completions, and the columns of their rows as keywords. It returns n floats, None for a
-completion that it does not score. `prompt` holds a profile's tags, and a completion may lack the first, in
-which the prompt ends. Without `prompt`, Open-R1's layout is expected: each tag on its own line.
+A reward takes n completions, and their rows' columns as keywords. It returns n floats, with None for a
+completion that it does not score. `prompt` holds a profile's tags; a completion may lack the first one if the
+prompt ends in it. Without `prompt`, rewards expect Open-R1's layout: each tag on its own line.
 """
 
 import math
@@ -21,7 +21,7 @@ from aimo.inference.judge import are_correct, is_well_formed
 from aimo.inference.settings import NonNegative, Positive, Prompt, strict
 
 Texts = Sequence[str | list[dict[str, str]]]  # n completions: texts, or conversations that end in them
-Column = Sequence[Any] | None  # n values, one a completion
+Column = Sequence[Any] | None  # n values, one per completion
 Layout = Prompt | None
 Rewards = list[float | None]
 RewardFunc = Callable[..., Rewards]
@@ -33,12 +33,12 @@ def text_of(completion: str | list[dict[str, str]]) -> str:
 
 
 def lengths(completions: Texts, completion_ids: Column = None, **_: Any) -> list[int]:
-    """Return the n lengths in tokens, or in characters where there are no token ids."""
+    """Return the n lengths in tokens, or in characters if there are no token ids."""
     return [len(ids) for ids in (map(text_of, completions) if completion_ids is None else completion_ids)]
 
 
 def read_golds(solution: Column, answer: Column = None, **_: Any) -> list[str]:
-    """Return the n gold answers. `answer` wins over `solution`, a whole solution in sets with both."""
+    """Return the n gold answers, from `answer` or else `solution`, a whole solution in sets with both."""
     column = solution if answer is None else answer
     if column is None:
         raise AimoError("rewards: the rows have no gold answer; give them a column `answer` or `solution`")
@@ -52,9 +52,9 @@ def verdicts(
     answer_kind: AnswerKind | None = None,
     **columns: Any,
 ) -> list[bool | None]:
-    """Return whether each of n completions is right; None where the gold answer cannot be read.
+    """Return whether each of n completions is right, or None if its gold answer cannot be read.
 
-    `answer_kind` is that of a profile's competition, whose rows have the bare answers.
+    `answer_kind` is the kind of a profile's competition, whose rows hold the bare answers.
     """
     texts, tags = [text_of(c) for c in completions], prompt or DEFAULT_TAGS
     if answer_kind and (golds := columns.get("answer")):
@@ -73,12 +73,12 @@ class Reward:
 
 
 def accuracy_reward(completions: Texts, solution: Column = None, **columns: Any) -> Rewards:
-    """1 for the right answer, 0 for a wrong one, None where the gold answer cannot be read."""
+    """Return 1 for a right answer, 0 for a wrong one, None if the gold answer cannot be read."""
     return [None if right is None else float(right) for right in verdicts(completions, solution, **columns)]
 
 
 def len_reward(completions: Texts, solution: Column = None, prompts: Column = None, **rest: Any) -> Rewards:
-    """From 0.5 for a prompt's shortest completion to -0.5 for its longest; a wrong one gets 0 at most.
+    """Return 0.5 for a prompt's shortest completion down to -0.5 for its longest; at most 0 for a wrong one.
 
     Source: Kimi 1.5. A completion whose gold answer cannot be read counts as right. Without `prompts`, all
     completions are compared.
@@ -98,7 +98,7 @@ def len_reward(completions: Texts, solution: Column = None, prompts: Column = No
 
 @dataclass(config=strict)
 class Cosine(Reward):
-    """Right answers earn less, and wrong ones lose less, the longer they are (arXiv 2502.03373, C.1).
+    """Longer right answers earn less, longer wrong ones lose less (arXiv 2502.03373, C.1).
 
     The reward follows half a cosine from length 0 to `max_len`; None as in `accuracy`.
     """
@@ -126,7 +126,7 @@ class Cosine(Reward):
 
 
 def answer_of(text: str, prompt: Layout) -> str | None:
-    """Return what stands between the answer tags of a well-formed completion; None for another."""
+    """Return the text between the answer tags of a well-formed completion, or None."""
     if prompt is None:
         rest = text[8:].partition("\n</think>\n<answer>\n")[2] if text.startswith("<think>\n") else ""
         match = re.match(r"(.*)\n</answer>$", rest, re.DOTALL | re.MULTILINE)
@@ -136,12 +136,12 @@ def answer_of(text: str, prompt: Layout) -> str | None:
 
 
 def format_reward(completions: Texts, prompt: Layout = None, **_: Any) -> Rewards:
-    """1 for one thought, then one answer, each in its tags, else 0."""
+    """Return 1 for one thought and then one answer, each in its tags, otherwise 0."""
     return [float(answer_of(text_of(c), prompt) is not None) for c in completions]
 
 
 def tag_count_reward(completions: Texts, prompt: Layout = None, **_: Any) -> Rewards:
-    """A quarter for each of the four tags that occurs once; the opening one may be in the prompt."""
+    """Return a quarter for each of the four tags that occurs once; the first one may be in the prompt."""
     texts = [text_of(c) for c in completions]
     tags = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
     if prompt:
@@ -231,7 +231,7 @@ class SoftOverlongPunishment(Reward):
 
 
 def recipe_answer(text: str, prompt: Layout) -> str | None:
-    """Return what stands in the answer tags after the thought, with nothing behind them on the line."""
+    """Return the text in the answer tags after the thought, if nothing follows them on the line, or None."""
     tags = prompt or DEFAULT_TAGS
     rest = text.partition(tags.think_end)[2].partition(tags.answer_start)[2]
     match = re.match(rf"(.+?){re.escape(tags.answer_end)}\s*$", rest, re.DOTALL | re.MULTILINE)
@@ -239,21 +239,21 @@ def recipe_answer(text: str, prompt: Layout) -> str | None:
 
 
 def match_format_exactly(completions: Texts, prompt: Layout = None, **_: Any) -> Rewards:
-    """3 for the end of a thought and then an answer in its tags, else 0."""
+    """Return 3 for the end of a thought and then an answer in its tags, otherwise 0."""
     return [0.0 if recipe_answer(text_of(c), prompt) is None else 3.0 for c in completions]
 
 
 def match_format_approximately(completions: Texts, prompt: Layout = None, **_: Any) -> Rewards:
-    """For each tag but the opening one: 0.5 if it occurs exactly once, else -1."""
+    """Return the sum over all tags but the first: 0.5 for one that occurs exactly once, otherwise -1."""
     tags = prompt or DEFAULT_TAGS
     counted = (tags.think_end, tags.answer_start, tags.answer_end)
     return [sum(0.5 if text_of(c).count(tag) == 1 else -1.0 for tag in counted) for c in completions]
 
 
 def check_answer(completions: Texts, solution: Column = None, prompt: Layout = None, **rest: Any) -> Rewards:
-    """5 for the gold answer's text, 3.5 if only spaces differ, 2 within 10 %, 1.5 within 20 %, else -2.5.
+    """Return 5 for the gold answer's text, 3.5 if only spaces differ, 2 within 10 %, 1.5 within 20 %.
 
-    -4.5 where one of the two is no number, -2 for a completion out of format.
+    -2.5 for another number, -4.5 if either is not a number, -2 for a completion in another format.
     """
     rewards: Rewards = []
     for completion, gold in zip(completions, read_golds(solution, **rest), strict=True):
@@ -272,7 +272,7 @@ def check_answer(completions: Texts, solution: Column = None, prompt: Layout = N
 
 
 def check_numbers(completions: Texts, solution: Column = None, prompt: Layout = None, **rest: Any) -> Rewards:
-    """The first number after the answer tag: 3.5 if right, -1.5 if wrong, -2.5 if none, 0 if unreadable."""
+    """Score the first number after the answer tag: 3.5 right, -1.5 wrong, -2.5 none, 0 unreadable."""
     rewards: Rewards = []
     for completion, gold in zip(completions, read_golds(solution, **rest), strict=True):
         answer = text_of(completion).partition((prompt or DEFAULT_TAGS).answer_start)[2]

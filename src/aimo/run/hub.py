@@ -10,12 +10,12 @@ import huggingface_hub
 from aimo.config import locate
 from aimo.inference.errors import AimoError, redact
 
-OTHER_FORMATS = ["original/*", "metal/*"]  # the same weights again, such as gpt-oss's
+OTHER_FORMATS = ["original/*", "metal/*"]  # second copies of the weights, as gpt-oss has
 
 
 @contextlib.contextmanager
 def refusals(message: str) -> Iterator[None]:
-    """Raise AimoError for any error of the hub's client, with its first words in place of REASON."""
+    """Turn any error of the hub's client into an AimoError; its first words replace REASON in `message`."""
     try:
         yield
     except Exception as e:  # the client raises many kinds
@@ -23,9 +23,9 @@ def refusals(message: str) -> Iterator[None]:
 
 
 def local_folder(base: str, revision: str | None = None, key: str = "model.base") -> Path:
-    """Return the model folder of a path or hub id, downloaded at a branch, tag or commit if need be.
+    """Return the model folder for a path or a hub id, which is downloaded at a branch, tag or commit.
 
-    AimoError, which names the `key` of the profile, for no such model, or for an adapter.
+    AimoError, which names the profile's `key`, if there is no such model or it is an adapter.
     """
     path = locate(base)
     if (path / "adapter_config.json").exists():
@@ -39,7 +39,7 @@ def local_folder(base: str, revision: str | None = None, key: str = "model.base"
 
 
 def check_links(folder: Path) -> None:
-    """Refuse to push a folder with a link out of it, whose target would be pushed, or with a special file."""
+    """Raise AimoError for a folder with a special file, or a link out of it, whose target would be pushed."""
     for path in sorted(folder.rglob("*")):
         out = path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())
         if out or not (path.is_file() or path.is_dir()):
@@ -57,7 +57,7 @@ def push_model(folder: Path, repo: str) -> str:
 
 
 def push_dataset(repo: str, files: Mapping[str, Path | bytes]) -> str:
-    """Push files, by their path in it, to a private dataset of the hub; return the commit's address."""
+    """Push `files`, by their paths there, to a private dataset on the hub; return the commit's address."""
     remedy = "check HF_TOKEN. Its files are kept here"
     with refusals(f"--push-to-hub: dataset {repo!r} was refused (REASON); {remedy}"):
         api = huggingface_hub.HfApi()

@@ -14,7 +14,7 @@ from aimo.config import ROOT
 from aimo.inference import sandbox
 from aimo.inference.errors import AimoError
 
-# Those that a result depends on.
+# Packages that a result depends on.
 PACKAGES = ["torch", "transformers", "trl", "peft", "unsloth", "datasets", "vllm", "math-verify", "jupytext"]
 PACKAGES += ["papermill", "kaggle"]
 # Packages that some settings need; flash-attn and deepspeed are built with nvcc.
@@ -26,7 +26,7 @@ OPTIONAL = {
 
 
 def nvidia_smi(*arguments: str) -> str | None:
-    """Return what it prints; None without the tool or a GPU."""
+    """Return the output of `nvidia-smi`, or None without the tool or a GPU."""
     if not shutil.which("nvidia-smi"):
         return None
     done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True)
@@ -42,13 +42,13 @@ def driver() -> str:
 
 
 def load_torch() -> Any:
-    import torch  # seconds, which `aimo --help` and a login node do not wait for
+    import torch  # takes seconds, so `aimo --help` and login nodes do without
 
     return torch
 
 
 def computes_on_gpu() -> bool:
-    """Return whether torch uses a GPU; AimoError for one that it cannot use and that was not hidden."""
+    """Return whether torch uses a GPU. AimoError if there is one that it cannot use and nobody has hidden."""
     torch = load_torch()
     if torch.cuda.is_available():
         return True
@@ -70,7 +70,7 @@ def device() -> str:
 
 
 def installed(package: str) -> str:
-    """Return the version of a package, or of its build for CPUs; empty without it."""
+    """Return the version of a package or of its CPU build, or an empty string."""
     for name in (package, f"{package}-cpu"):
         try:
             return importlib.metadata.version(name)
@@ -84,7 +84,7 @@ def versions() -> dict[str, str]:
 
 
 def diagnose() -> list[dict[str, str]]:
-    """Return a row for each piece: what is found, what is wanted, and the remedy where they differ."""
+    """Return a row for each piece: what is found, what is wanted, and the remedy if they differ."""
     rows: list[dict[str, str]] = []
 
     def add(piece: str, found: str, wanted: str, good: object = True, remedy: str = "") -> None:

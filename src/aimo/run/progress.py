@@ -1,6 +1,6 @@
-"""Progress on the screen: a line for each stage of a run, and one line with a count for other long work.
+"""Show progress: a line for each stage of a run, and one line with a count for other long work.
 
-Where there is no terminal, print a plain line at most every PLAIN_S seconds.
+Without a terminal, print a plain line at most every PLAIN_S seconds.
 """
 
 import html
@@ -22,7 +22,7 @@ BAR_S = 0.5  # between two drawings of a bar in a notebook
 
 
 def seldom() -> Callable[[str], None]:
-    """Return a print for where there is no terminal: it skips what comes within PLAIN_S seconds."""
+    """Return a print function for use without a terminal: it prints a line every PLAIN_S seconds at most."""
     said = time.time()
 
     def say(line: str) -> None:
@@ -35,13 +35,13 @@ def seldom() -> Callable[[str], None]:
 
 
 def seconds_left(done: int, total: int, first: int, began: float) -> float:
-    """Return the seconds left by the steps since `first`, done at `began` on the monotonic clock."""
+    """Return the seconds left at the pace since step `first`, which ended at `began` (monotonic clock)."""
     return (time.monotonic() - began) / max(1, done - first) * (total - done)
 
 
 @contextmanager
 def counting(label: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Show a count from `done` to `total` with the time left; yield what to call after each step."""
+    """Show a count from `done` to `total` with the time left; yield a function to call after each step."""
     before, began, say = done, time.monotonic(), seldom()
     columns = "{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
 
@@ -67,17 +67,17 @@ def changing_line(first: str) -> Iterator[Callable[[str], None]]:
 
 
 class CellBar:
-    """A bar below the cell of a notebook that a person runs; it disappears when all is done."""
+    """A progress bar below a notebook's cell that a person runs; it disappears at the end."""
 
     def __init__(self, label: str, done: int):
-        from IPython.display import HTML, display  # a second, which no other start needs
+        from IPython.display import HTML, display  # takes a second that other starts save
 
         self.html, self.handle = HTML, display(HTML(""), display_id=True)
         self.label, self.first, self.done = label, done, done
         self.began, self.drawn = time.monotonic(), 0.0
 
     def show(self, done: int, total: int, note: str = "") -> None:
-        """Draw the bar, at most every BAR_S seconds, or when another note comes in the same step."""
+        """Draw the bar at most every BAR_S seconds, but always for a new note in one step and at the end."""
         before, self.done, now = self.done, done, time.monotonic()
         if now - self.drawn < BAR_S and before != done < total:
             return
@@ -135,7 +135,7 @@ class Display:
         self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def watch(self) -> None:
-        first, say = ("", 0, 0.0), seldom()  # the stage, and the step and the time at which it was first seen
+        first, say = ("", 0, 0.0), seldom()  # the stage, and the step and time of its first report
         while not self.stopped.wait(0.5):
             with suppress(AimoError, KeyError):
                 state = read_json(self.file, "")

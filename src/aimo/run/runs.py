@@ -36,11 +36,11 @@ from aimo.rewards import try_rewards
 from aimo.run import hub
 from aimo.run.progress import CellBar
 
-# Environment variables: the folders, one a line, that this process or one above it has locked; and the time,
-# on the monotonic clock, before which a stage stops and saves.
+# Environment variables: the folders, one per line, that this process or one above it has locked; and the time
+# on the monotonic clock before which a stage stops and saves.
 LOCKED, SESSION_END = "AIMO_LOCKED", "AIMO_SESSION_END"
 SESSION_OVER = "the end of the session"  # in the record of such a stage, which `aimo.pipeline` continues
-# The keys of a record that are numbers.
+# The keys of a record whose values are numbers.
 FIGURE = re.compile(r"@|^(format|mean_tokens|mean_loss|seconds|steps|total_flos)$|_per_second$")
 
 
@@ -55,10 +55,10 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """The folder of this stage, which is created.
+        """This stage's folder, created if needed.
 
-        By hand, a cell that asks for it holds the run's lock to its end; AimoError when another process works
-        in the run, or has done so since `begin`.
+        If a person runs the notebook, the cell that asks for it holds the run's lock until it ends. AimoError
+        if another process works in the run, or has done so since `begin`.
         """
         if by_hand():
             lock(self.dir, again=True)
@@ -79,7 +79,7 @@ class Run:
         return self.profile.solver_settings(self.start_model())
 
     def progress(self, step: int, total: int, note: str = "") -> None:
-        """Tell `aimo run` how far the stage is, or draw a bar where a person runs it."""
+        """Report the stage's progress to `aimo run`, and draw a bar if a person runs the notebook."""
         state = {"stage": self.stage, "step": step, "total": total, "note": note}
         write_json(self.dir / "progress.json", state)
         if by_hand():
@@ -109,11 +109,11 @@ def begin(
     overrides: Texts | None = None,
     redo: bool = False,
 ) -> Run:
-    """The first call of a notebook: read the profile, check the stages before, open the folder.
+    """Begin a stage, as a notebook's first call: read the profile, check earlier stages, open the folder.
 
-    `run_dir` is runs/PROFILE when not given. `redo` does the stage again from its start, with settings that
-    may have changed, and forgets the stages after it. AimoError when an earlier stage has not been done,
-    when the profile is not the folder's, or when another process works in the folder.
+    `run_dir` defaults to runs/PROFILE. `redo` repeats the stage from its start, with settings that may have
+    changed, and forgets the stages after it. AimoError if an earlier stage has not been done, the folder has
+    another profile, or another process works in it.
     """
     quiet()
     if by_hand():
@@ -141,7 +141,7 @@ def begin(
     if redo:
         forget(folder, stage)
     if by_hand():
-        if engines := sys.modules.get("aimo.inference.engine"):  # of this cell, when it ran before
+        if engines := sys.modules.get("aimo.inference.engine"):  # from an earlier run of this cell
             for engine in list(engines.STARTED):
                 engine.close()
         print(f"run: {folder}\n{config.describe(resolved, stage)}")
@@ -149,8 +149,8 @@ def begin(
 
 
 def run_folder(run_dir: str | Path | None, profile: Profile) -> Path:
-    """Return a run's folder, absolute. A relative one starts at the current folder, in a notebook at the
-    repository."""
+    """Return a run's folder as an absolute path. A relative one starts at the current folder or, in a
+    notebook, at the repository."""
     folder = RUNS / profile.profile
     if run_dir:
         folder = Path(os.path.normpath(ROOT / run_dir)) if by_hand() else Path(run_dir).absolute()
@@ -169,9 +169,9 @@ def find_run(run: str) -> tuple[Path, Profile]:
 
 
 def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None:
-    """Create and lock the run's folder, or check that its profile is this one.
+    """Create the run's folder, or check that its profile is this one, and lock it.
 
-    Keys that change no result, and those of stages from `redo` on, may differ; the folder takes them.
+    Keys that change no result, and those of stages from `redo` on, may differ: the folder's are updated.
     """
     saved = folder / "profile.yaml"
     try:
@@ -181,7 +181,7 @@ def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None
                 f"{key} (its text differs)" if "\n" in f"{a}{b}" else f"{key} (was {a!r}, now {b!r})"
                 for key, (a, b) in changed.items()
             )
-            stages = reversed(profile.stages)  # the last one from which no other stage would change
+            stages = reversed(profile.stages)  # the last one whose redo allows these changes
             stage = next(name for name in stages if not config.lasting_changes(old, profile, name))
             points = [stage, *(f"{stage}/{path.name}" for path in newest_first(folder / stage)[:1])]
             again = " or ".join(f"--from {point}" for point in points)
@@ -199,7 +199,7 @@ def open_folder(folder: Path, profile: Profile, redo: str | None = None) -> None
 
 
 def forget(folder: Path, redo: str, keep: bool = False) -> None:
-    """Remove what the stages from `redo` on have made; `keep` keeps the folder of `redo` itself."""
+    """Remove the results of the stages from `redo` on; `keep` keeps the folder of `redo` itself."""
     recorded, names = read_metrics(folder), list(STAGES)
     for stage in names[names.index(redo) :]:
         if stage != redo or not keep:
@@ -211,7 +211,7 @@ def forget(folder: Path, redo: str, keep: bool = False) -> None:
 
 
 def continue_with(folder: Path, profile: Profile, stage: str, changes: dict[str, Any]) -> str:
-    """Return how a user continues a stage of the run in `folder` with other values of some keys."""
+    """Return what a user must do to continue a stage of the run in `folder` with `changes` of its keys."""
     sets = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
     values = asdict(profile)  # type: ignore[call-overload]
     for change in sets:
@@ -240,24 +240,24 @@ def newest_first(folder: Path) -> list[Path]:  # the checkpoints of a stage
 
 def by_hand() -> bool:
     """Return whether this process is a notebook that a person started, not `aimo`."""
-    kernel = sys.modules.get("ipykernel.kernelapp")  # other packages import it too, and start no kernel
+    kernel = sys.modules.get("ipykernel.kernelapp")  # other packages import it too, but start no kernel
     return bool(kernel and kernel.IPKernelApp.initialized()) and not set(held_above()) - {*map(str, _locks)}
 
 
 def shell() -> Any:
-    from IPython import get_ipython  # loaded where a person runs a notebook
+    from IPython import get_ipython  # needed only if a person runs a notebook
 
     return get_ipython()
 
 
 def get_ready_for_cells() -> None:
-    """Let a cell that is interrupted, or needs one that was not run, say so in one line without frames; let
-    each cell free the locks that it took."""
+    """Make a cell that is interrupted, or needs one that was not run, report that in one line without frames;
+    make each cell release its locks when it ends."""
 
     def told(cells: Any, kind: Any, error: Any, frames: Any, tb_offset: Any = None) -> list[str]:
         if kind is KeyboardInterrupt:
             print("Stopped. Run the cell again; what was saved is kept.")
-        elif frames.tb_next and frames.tb_next.tb_next:  # a name that a function lacks
+        elif frames.tb_next and frames.tb_next.tb_next:  # a function uses an unknown name
             cells.showtraceback((kind, error, frames))
         else:
             print(f"{error}: run this notebook's cells from the first one on.")
@@ -272,12 +272,12 @@ def option(name: str) -> str:
     return name if by_hand() else f"--{name.replace('_', '-')}"
 
 
-def again() -> str:  # what continues where a person stopped it
+def again() -> str:  # how to continue after a stop
     return "run the cell again" if by_hand() else AGAIN
 
 
 _locks: dict[Path, TextIO] = {}
-_bars: dict[int, CellBar] = {}  # of the cell that runs, by its number
+_bars: dict[int, CellBar] = {}  # of the running cell, by its number
 
 
 def held_above() -> list[str]:
@@ -287,8 +287,8 @@ def held_above() -> list[str]:
 def lock(folder: Path, again: bool = False) -> None:
     """Keep other processes out of a run's folder until `unlock` or this process's end.
 
-    A process may hold several; its children may work in them. AimoError names the process that holds one, or,
-    to lock it `again`, the one that has held it since.
+    A process may hold several locks, and its children may work in those folders. AimoError names the process
+    that holds the lock or, with `again`, the one that has held it since.
     """
     if folder in _locks or str(folder) in held_above():
         return
@@ -320,7 +320,7 @@ def held(folder: Path) -> list[int]:
 def unlock(folder: Path) -> None:
     if folder in _locks:
         with _locks.pop(folder) as file:
-            fcntl.flock(file, fcntl.LOCK_UN)  # processes that were forked have it open too
+            fcntl.flock(file, fcntl.LOCK_UN)  # forked processes have the file open too
         os.environ[LOCKED] = "\n".join(name for name in held_above() if name != str(folder))
 
 
@@ -330,7 +330,7 @@ def unlock_all(_: Any = None) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """Return metrics.json, or an empty one; AimoError for one that another program has changed."""
+    """Return metrics.json, or an empty one. AimoError if its values have other types than they should."""
     path, remedy = folder / "metrics.json", "restore it, or remove it to do the run's stages again"
     if not path.exists():
         return {"stages": {}}
@@ -355,7 +355,7 @@ def is_finished(folder: Path, stage: str) -> bool:
 
 
 def product_of(folder: Path, stage: str) -> Path:
-    """Return the last thing that a stage makes: of inference the answers, or the record that it made none."""
+    """Return a stage's last product: for inference the answers, or the record that there are none."""
     record = folder / "inference" / "solutions.json"
     if stage == "inference":
         if record.exists() and record.read_text().strip() == "[]":  # a competition that takes an adapter
@@ -371,7 +371,7 @@ def answers_of(folder: Path) -> Path | None:
 
 
 def figures(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return a row for the base and each trained stage: what notebook 04 measured, and its training."""
+    """Return a row for the base and each trained stage: notebook 04's results and the training's record."""
     stages = read_metrics(folder)["stages"]
     measured = stages.get("inference", {}).get("models", {})
     rows = {name: measured.get(name, {}) | stages.get(name, {}) for name in MODELS}
@@ -396,7 +396,7 @@ SILENT = (
 
 
 def quiet() -> None:
-    """Silence the libraries' notices and progress bars, unless AIMO_VERBOSE=1; collect less garbage."""
+    """Silence the libraries' notices and progress bars, unless AIMO_VERBOSE=1; collect garbage less often."""
     collect_less()
     if is_verbose():
         return
