@@ -1,7 +1,7 @@
-"""The one look of all pages: a file that opens offline, on a phone, in print and in the dark.
+"""The layout of all pages: a single file that works offline, on a phone, in print and in dark mode.
 
-Text from outside stays text: `render` escapes all but `Html`, and a page's policy lets a browser load nothing
-and run no script but the one of `page.jinja`, which sorts tables.
+Text from outside stays text. `render` escapes everything but `Html`, and a page's policy lets a browser load
+nothing and run only the script in `page.jinja`, which sorts tables.
 """
 
 import base64
@@ -41,7 +41,7 @@ compiled = lru_cache(
 
 
 class Html(str):
-    """HTML from `render`, which has escaped all text from outside. What a str's methods return is a str, and
+    """HTML from `render`, which has escaped all text from outside. Methods of str return a plain str, which
     is escaped again."""
 
     def __html__(self) -> str:
@@ -68,7 +68,7 @@ class Section:
 
 
 def render(source: str, **values: Any) -> Html:
-    """Return a template of ours filled with values; all that is not `Html` is escaped."""
+    """Return one of our templates filled with values; everything but `Html` is escaped."""
     return Html(compiled(source).render(values))
 
 
@@ -86,14 +86,14 @@ def fold(summary: str, content: str) -> Html:
 
 
 def link(label: str, path: str) -> Html:
-    """Return a link to a file by its path from the page, which is never an address, whatever its name is."""
+    """Return a link to a file by its path from the page. No name turns it into a link to an address."""
     return render('<a href="./{{ path }}">{{ label }}</a>', path=quote(os.fsencode(path)), label=label)
 
 
 def write_page(
     path: Path, title: str, lead: str, sections: Iterable[Section], contents: bool = False
 ) -> Path:
-    """Write a page, with links to its sections if `contents`. AimoError when it cannot be written."""
+    """Write a page, with links to its sections if `contents`. Raise AimoError if it cannot be written."""
     itself = quote(path.name) if contents else ""
     page = render(PAGE, title=title, lead=lead, sections=list(sections), policy=POLICY, contents=itself)
     try:
@@ -103,9 +103,9 @@ def write_page(
     return path
 
 
-# ---- LaTeX as MathML, which browsers set without a script or another file
+# ---- LaTeX as MathML, which browsers render without a script or another file
 #
-# What `latex2mathml` cannot convert stays as it is written, and so do text commands outside of formulas.
+# What `latex2mathml` cannot convert stays as written, and so do text commands outside formulas.
 
 FORMULA = re.compile(
     r"\$\$(.{1,2000}?)\$\$|\\\[(.{1,2000}?)\\\]|\\\((.{1,2000}?)\\\)"
@@ -114,12 +114,12 @@ FORMULA = re.compile(
 )
 MACROS = re.compile(r"\\(?:re)?new|\\[egx]?def|\\let|\\provide|\\Declare")  # they could expand without end
 FOREIGN = {"class", "style", "href", "xmlns"}
-# A word of an attribute: a name, a colour, or a length of two digits, which cannot cover the page.
+# A word of an attribute: a name, a colour, or a length of at most two digits, which cannot cover the page.
 VALUE = re.compile(r"[a-z-]+|#[\da-f]{3,8}|[+-]?\d{0,2}(?:\.\d+)?[a-z]{0,2}", re.IGNORECASE)
 
 
 def as_mathematics(content: str) -> Html:
-    r"""Return a text whose `$…$`, `$$…$$`, `\(…\)` and `\[…\]` are set as mathematics."""
+    r"""Return a text whose `$…$`, `$$…$$`, `\(…\)` and `\[…\]` are rendered as mathematics."""
     parts, end = [], 0
     for found in FORMULA.finditer(content):
         parts += [content[end : found.start()], formula(next(filter(None, found.groups())))]
@@ -128,14 +128,14 @@ def as_mathematics(content: str) -> Html:
 
 
 def as_answer(content: str) -> Html:
-    """Return an answer: a formula if it has LaTeX and no dollars of its own, else a text."""
+    """Return an answer as a formula if it has LaTeX but no dollar signs, or else as `as_mathematics` does."""
     is_formula = re.search(r"[\\^_]", content) and "$" not in content and len(content) <= 2000
     return formula(content) if is_formula else as_mathematics(content)
 
 
 @lru_cache(maxsize=10_000)
 def formula(latex: str) -> Html:
-    """Return a formula as MathML without links and styles; its LaTeX where it cannot be converted."""
+    """Return a formula as MathML without links and styles, or its LaTeX if it cannot be converted."""
     try:
         if MACROS.search(latex):
             raise ValueError("it defines macros")

@@ -1,4 +1,4 @@
-"""Write the pages of runs, notebooks, evaluations, comparisons and distillations, and the list of all."""
+"""Write the pages of runs, notebooks, evaluations, comparisons and distillations, and the list of them."""
 
 import fcntl
 import json
@@ -21,15 +21,15 @@ from aimo.run import machine
 from aimo.run.runs import by_hand
 from aimo.run.runs import figures as figures_of
 
-# What kind a page is, by its file's name.
+# The kind of a page, by its file's name.
 KINDS = {f"{kind}.html": kind for kind in ("evaluation", "comparison", "distillation", "rehearsal", "scores")}
 KINDS |= {"report.html": "run", "gpu-check.html": "GPU check"}
-# What a run's page shows of the record of each stage, and links to.
+# The files that a run's page links to, and what it shows of each stage's record.
 PARTS = "data/README.md", "distillation.html", "notebooks/*.html"
 SPEEDS = ["train_seconds", "samples_per_second", "steps_per_second", "total_flos"]
 RECORD = ["seconds", "steps", "mean_loss", *SPEEDS]
 SHOWN, LEAST_SHOWN = 6000, 300  # characters of a completion
-BUDGET = 2_000_000  # characters of all completions in a page, where that leaves LEAST_SHOWN for each
+BUDGET = 2_000_000  # characters of all completions in a page, if that leaves LEAST_SHOWN for each
 SHOWN_PROBLEMS = 50  # of a distillation
 GRID = (
     '<div class="grid">{% for one in squares %}<details class="{{ one.kind }}">'
@@ -49,9 +49,9 @@ COLOURS = {"measured": plots.RIGHT, "published": "#3b76b0", "not run": plots.GRE
 
 @contextmanager
 def reading(folder: Path) -> Iterator[Callable[..., Any]]:
-    """Yield a function that reads JSON and JSON lines of a folder; None for a file that is not there.
+    """Yield a function that reads JSON and JSON lines files of a folder; for JSON, None if there is no file.
 
-    An error in the context, as the last file holds something else, becomes an AimoError that names the file.
+    If a file holds something else, the resulting error in the context becomes an AimoError that names it.
     """
     path, remedy = folder, "remove it, and do what made it again"
 
@@ -74,7 +74,7 @@ def settings_section(settings: Any, title: str) -> Section:
 
 
 def write_run(folder: Path) -> Path:
-    """Write `report.html` from what lies in a run's folder; return its path."""
+    """Write `report.html` from the files in a run's folder; return its path."""
     sections: list[Section] = []
 
     def add(view: Html, title: str = "", lead: str = "") -> None:
@@ -122,7 +122,7 @@ def write_run(folder: Path) -> Path:
                 told = f"{len(samples['questions'])} of {samples['of']} held-out problems, first those whose "
                 told += "vote flipped from a model to the next"
                 add(page.fold(told, beside(samples["questions"])), "Completions", SQUARES)
-            else:  # of version 1.0.1
+            else:  # written by version 1.0.1
                 view = tables.completions(samples["rows"], **samples["texts"])
                 add(view, "Completions", "One completion of each model for the same held-out problems.")
     parts = sorted(path for part in PARTS for path in folder.glob(part))
@@ -136,7 +136,7 @@ def write_run(folder: Path) -> Path:
 
 
 def write_by_hand(folder: Path) -> None:
-    """Write and list the report of a run after a notebook that a person runs."""
+    """Write and list a run's report if a person runs the notebook."""
     if by_hand():
         print(f"report: {write_run(folder)}")
         write_index(folder)
@@ -144,7 +144,7 @@ def write_by_hand(folder: Path) -> None:
 
 def write_notebook(executed: Path) -> Path:
     """Write an executed notebook as a page beside it; return its path."""
-    from nbconvert import HTMLExporter  # half a second, in the pipeline alone
+    from nbconvert import HTMLExporter  # takes half a second; only the pipeline needs it
 
     notebook = nbformat.read(executed, 4)
     shown = ("text/html", "image/png", "text/plain")  # no script, no widget
@@ -171,18 +171,18 @@ def percent(figure: list[float]) -> str:  # a share and its interval
     return f"{value:.1f} ({low:.1f} to {high:.1f})"
 
 
-def asked(row: dict[str, Any]) -> dict[str, Any]:  # the cells that say which question a row is of
+def asked(row: dict[str, Any]) -> dict[str, Any]:  # the cells that identify a row's question
     problem, gold = page.as_mathematics(row["problem"]), page.as_answer(row["gold"])
     return {"id": row["id"], "problem": problem, "gold": gold}
 
 
 def shown_of(completions: int) -> int:
-    """Return how many characters a page shows of each of so many completions."""
+    """Return how many characters of each completion a page shows if it has this many completions."""
     return max(LEAST_SHOWN, min(SHOWN, BUDGET // max(1, completions)))
 
 
 def cut(text: str, most: int) -> str:
-    """Return a text of about so many characters at most: its beginning and its end."""
+    """Return a text, or the beginning and end of one that is longer than `most` characters."""
     if len(text) <= most:
         return text
     half = most // 2
@@ -190,9 +190,9 @@ def cut(text: str, most: int) -> str:
 
 
 def grid(completions: list[dict[str, Any]], most: int = SHOWN) -> Html:
-    """Return a square for each completion, green if it is right and red if not, which unfolds its text.
+    """Return a square for each completion, green if right and red if wrong, that unfolds its text.
 
-    The first right and the first wrong text have their formulas set.
+    Formulas are rendered only in the first right and the first wrong text.
     """
     squares, seen = [], set()
     for one in completions:
@@ -229,8 +229,8 @@ def flipped(before: bool, now: bool) -> str:
 def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
     """Write `evaluation.html` into an evaluation's folder; return its path.
 
-    `found` is evaluation.json's object with `questions`, `curves`, `settings` and `published` rows, and
-    `since`: by benchmark, the name of the evaluation before and whether its votes were right.
+    `found` is evaluation.json's object plus `questions`, `curves`, `settings`, `published` rows, and `since`,
+    which maps a benchmark to the name of the previous evaluation and whether its votes were right.
     """
     rows, groups = [], []
     counts = {"questions": "questions", "samples": "k", "seconds": "seconds"}
@@ -261,9 +261,9 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
     sections = [Section(tables.table(rows), "Figures", lead)]
     if any(len(curve) > 1 for curves in found["curves"].values() for curve in curves.values()):
         sections.append(Section(plots.by_samples(found["curves"])))
-    rows, sources = found["published"]  # none for questions that nobody else was asked
+    rows, sources = found["published"]  # empty if nobody else was asked these questions
     for row in rows:
-        kind = row["kind"]  # each figure gets the colour of whose it is
+        kind = row["kind"]  # a figure's colour tells whose it is
         for key, value in row.items():
             if isinstance(value, float) or value in COLOURS:
                 shown = f"{value:.1f}" if isinstance(value, float) else value
@@ -313,7 +313,7 @@ def write_evaluation(folder: Path, found: dict[str, Any]) -> Path:
 def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
     """Write `comparison.html` into a comparison's folder; return its path.
 
-    `found` has `title`, `verdicts`, the rows `differences`, and `flips`: by pair, rows with two completions.
+    `found` has `title`, `verdicts`, the rows `differences`, and `flips`, rows with two completions by pair.
     """
     sections = [Section(None, lead=line) for line in found["verdicts"]]
     lead = "95 % intervals over questions, in points."
@@ -328,15 +328,15 @@ def write_comparison(folder: Path, found: dict[str, Any]) -> Path:
 def write_runs(
     folder: Path, names: Iterable[str], rows: list[dict[str, Any]], logs: dict[str, dict[str, Any]]
 ) -> Path:
-    """Write `comparison.html` of runs from the figures of their models and the logs of each stage by run."""
+    """Write `comparison.html` of runs from `rows` of their models' figures and `logs` by stage and run."""
     sections = [Section(tables.table(rows), "Figures")]
     sections += [Section(plots.by_step(of_runs), f"Training: {stage}") for stage, of_runs in logs.items()]
     return write_page(folder / "comparison.html", f"Runs: {', '.join(names)}", str(date.today()), sections)
 
 
 def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float, float]) -> Path:
-    """Write the page of an `aimo.data.distil.Rejection`, with its headline for the list of runs beside it;
-    return its path. `bounds` are the pass rates that were kept."""
+    """Write the page of an `aimo.data.distil.Rejection`, and beside it a JSON file with its headline for the
+    list of runs. Return the page's path. Problems with a pass rate within `bounds` were kept."""
     rates = found.problems["pass_rate"]
     counts = {"kept": len(found.kept)}
     counts |= {page.as_mathematics(f"dropped: {reason}"): count for reason, count in found.dropped.items()}
@@ -370,12 +370,12 @@ def write_distillation(path: Path, source: str, found: Any, bounds: tuple[float,
 
 
 def write_index(folder: Path, runs: Path = RUNS) -> None:
-    """Write runs/index.html anew after a page in `folder` was written; none for a folder elsewhere."""
+    """Rewrite `index.html` in `runs` after a page was written in `folder`; ignore a folder elsewhere."""
     if folder.absolute().parent != runs:
         return
     lock = os.open(runs, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs that end together, the later one sees both pages
+        fcntl.flock(lock, fcntl.LOCK_EX)  # if two runs end together, the later one sees both pages
         written = {}
         for path in (path for name in KINDS for path in runs.glob(f"*/{name}")):
             with suppress(FileNotFoundError):  # a folder that is being removed
@@ -404,4 +404,4 @@ def headline(path: Path) -> str:
             models = figures_of(path.parent).items()
             return ", ".join(f"{name} {row['pass@1']:.3f}" for name, row in models if "pass@1" in row)
     except AimoError:
-        return f"{source.name} cannot be read"  # another run's broken file does not end this one
+        return f"{source.name} cannot be read"  # another run's broken file must not end this one

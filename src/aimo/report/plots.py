@@ -1,4 +1,4 @@
-"""Plots for the notebooks and the report, as HTML that holds the image itself."""
+"""Plots for the notebooks and the report, as HTML that contains the image."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ from aimo.report.tables import note
 RIGHT, WRONG, OTHER, GREY = "#3a923a", "#c44e52", "#d5d9de", "#8a94a0"
 INK, RULE = "#334", "#667"
 DPI, COLOURS = 130, 64  # of a picture
-PICTURES = (  # a wide one scrolls on a phone, the others stand below each other
+PICTURES = (  # on a phone, a wide picture scrolls and the others are stacked
     '<div class="wide"><div style="display:flex;flex-wrap:wrap">{% for data in pictures %}<img style="'
     "width:{{ share }}%;max-width:{{ width }}px;min-width:{{ '38em' if width > 800 else 'min(100%,20em)' }};"
     'margin-bottom:6px" src="data:image/png;base64,{{ data }}">{% endfor %}</div></div>'
@@ -27,9 +27,9 @@ PICTURES = (  # a wide one scrolls on a phone, the others stand below each other
 CURVES = ("#e1812c", "#3b76b0", "#3a923a", "#8a94a0", "#c44e52", "#8172b3")
 MISMATCH = "sampling/sampling_logp_difference"
 RATIO = "sampling/importance_sampling_ratio"
-PANELS = {  # of a stage's training plot: the keys of its log; a share's axis goes from 0 to 1
+PANELS = {  # the training plot's panels, by title: keys of the log; a share's axis goes from 0 to 1
     "mean reward (shaded: spread within groups)": ["reward"],
-    "each reward": [],  # `training` finds them
+    "each reward": [],  # `by_step` finds them
     "loss": ["loss", "eval_loss"],
     "DPO: share of pairs in the right order": ["rewards/accuracies"],
     "DPO: reward of chosen and rejected": ["rewards/chosen", "rewards/rejected"],
@@ -50,7 +50,7 @@ PANELS = {  # of a stage's training plot: the keys of its log; a share's axis go
 
 
 def panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    """Return a figure with `count` panels, each of that size in inches, and the axes of the panels."""
+    """Return a figure with `count` panels, each `width` x `height` inches, and the axes of the panels."""
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -63,21 +63,21 @@ def panels(count: int, columns: int, width: float, height: float) -> tuple[Figur
 
 
 def save(figure: Figure, to: Any, **how: Any) -> None:
-    """Draw a figure into a file; a `$` in a name is no formula, which could end the run."""
+    """Draw a figure into a file. A `$` in a name is plain text: a broken formula would end the run."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    with rc_context({"text.parse_math": False}):  # for those that drawing makes
+    with rc_context({"text.parse_math": False}):  # for texts that drawing creates
         figure.savefig(to, **how)
 
 
 def label(name: Any, most: int = 40) -> str:
-    """Return a text from outside on one line of at most so many characters, so that it fits into a plot."""
+    """Return a text from outside as one line of at most `most` characters, so that it fits into a plot."""
     shown = " ".join("".join(c if c.isprintable() else " " for c in str(name)[:200]).split())
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 
 def image(figure: Figure) -> Html:
-    """Return each panel of a figure as a PNG inside the page, side by side where there is room."""
+    """Return each panel of a figure as a PNG inside the page, side by side if there is room."""
     save(figure, drawn := io.BytesIO(), dpi=DPI)
     whole = Image.open(drawn).convert("RGB")
     across, up = whole.size
@@ -102,9 +102,9 @@ def training(log: list[dict[str, Any]]) -> Html:
 
 
 def by_step(logs: dict[str, list[dict[str, Any]]]) -> Html:
-    """Draw the logs of a stage by step, a panel for each figure: faint as logged, bold as moving average.
+    """Draw a stage's logs by step, one panel per figure: a faint line as logged, a bold moving average.
 
-    Of several runs, draw the figures that at least two have.
+    For several runs, draw only the figures that at least two of them have.
     """
     logged, several = {key for log in logs.values() for record in log for key in record}, len(logs) > 1
     rewards = sorted(key for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
@@ -132,12 +132,12 @@ def by_step(logs: dict[str, list[dict[str, Any]]]) -> Html:
             name = key.removeprefix("rewards/").removesuffix("/mean")
             name = key.rpartition("/")[2] if key.startswith("sampling/") else name
             name = label(run) if several else name
-            if key.startswith(("probe/", "eval_")):  # these are rare: points and no average
+            if key.startswith(("probe/", "eval_")):  # these are rare: draw points, no average
                 ax.plot(steps, values, "o-", color=colour, ms=3, lw=1.2, label=name)
                 continue
             averages, total, norm = [], 0.0, 0.0
             for value in values:  # an exponential moving average, corrected for its start at zero
-                if key == "learning_rate":  # known exactly
+                if key == "learning_rate":  # exact: no average
                     total, norm = 0.0, 0.0
                 total, norm = 0.85 * total + 0.15 * value, 0.85 * norm + 0.15
                 averages.append(total / norm)
@@ -161,7 +161,7 @@ def by_step(logs: dict[str, list[dict[str, Any]]]) -> Html:
 
 
 def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> Html:
-    """Draw how many problems have which pass rate; those within `bounds` are trained on."""
+    """Draw the number of problems at each pass rate; those within `bounds` are trained on."""
     if bounds is None:
         return note("The profile has no grpo.pass_rate: all problems are trained on.")
     figure, (ax,), found = *panels(1, columns=1, width=9, height=2.4), Counter(rates)
@@ -172,8 +172,8 @@ def pass_rates(rates: list[float], bounds: tuple[float, float] | None) -> Html:
 
 
 def plot_worst_tokens(worst: list[dict[str, Any]], least: float | None) -> Html:
-    """Draw how many solutions have which log-probability of their least likely token; those below `least`
-    are dropped."""
+    """Draw a histogram of solutions by the log-probability of their least likely token. Solutions below
+    `least` are dropped."""
     figure, (ax,) = panels(1, columns=1, width=9, height=2.4)
     _, edges, bars = ax.hist([token["log_prob"] for token in worst], bins=40)
     for bar, edge in zip(bars, edges, strict=False):
@@ -211,7 +211,7 @@ def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
     figure, (ax,) = panels(1, columns=1, width=9, height=0.6 + 0.42 * len(solutions))
     ax.grid(False)
     for row, solution in enumerate(solutions):
-        gold, start = solution.get("equal", solution["gold"]), 0  # as the vote has it
+        gold, start = solution.get("equal", solution["gold"]), 0  # as the vote writes it
         largest_first = sorted(solution["votes"].items(), key=lambda x: (-x[1], len(x[0]), x[0]))
         for rank, (answer, count) in enumerate(largest_first):
             is_wrong = gold is not None and rank == 0
@@ -234,7 +234,7 @@ def votes(solutions: list[dict[str, Any]], limit: int = 200) -> Html:
 
 
 def timelines(solutions: list[dict[str, Any]], limit: int = 12) -> Html:
-    """Draw the samples of the first `limit` questions as bars from begin to end, in seconds.
+    """Draw the samples of the first `limit` questions as bars from start to end, in seconds.
 
     Green bars gave the answer that won, grey bars another, bars with a dot none. Pale bars were stopped when
     the vote ended, at the dashed line.
@@ -287,7 +287,7 @@ def cost(solutions: list[dict[str, Any]]) -> Html:
 
 
 def by_samples(benchmarks: dict[str, dict[str, dict[int, float]]]) -> Html:
-    """Draw pass@k and maj@k by the number of completions, a panel a benchmark."""
+    """Draw pass@k and maj@k by the number of completions, one panel per benchmark."""
     figure, grid = panels(len(benchmarks), columns=3, width=3.7, height=2.6)
     for ax, (name, curves) in zip(grid, benchmarks.items(), strict=True):
         for (key, values), colour in zip(curves.items(), CURVES, strict=False):

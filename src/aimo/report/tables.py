@@ -46,7 +46,7 @@ def note(text: str) -> Html:  # in place of a table or plot that has nothing to 
 
 
 def counts(sets: Any) -> Html:
-    """Show how many rows of each set of `data.prepare.Sets` were read, were dropped and why, and are left."""
+    """Show how many rows of each set of `data.prepare.Sets` were read, were dropped (and why), and remain."""
     rows: list[dict[str, Any]] = []
     for name, dropped in sets.dropped.items():
         left = sets.read[name]
@@ -69,7 +69,7 @@ def shared_words(sets: Any, limit: int = 8) -> Html:
 def training_text(ready: dict[str, Any], tokenizer: Any) -> Html:
     """Show rows as the model sees them: a short and a long SFT example, and two GRPO problems.
 
-    `ready` maps the sets that the profile has to their formatted rows, polars frames.
+    `ready` maps the name of each set in the profile to its formatted rows, a polars frame.
     """
     shown = []
     for name, frame in ready.items():
@@ -136,7 +136,7 @@ def evaluation(models: dict[str, dict[str, Any]]) -> Html:
 
 
 def answers(solutions: list[dict[str, Any]]) -> Html:
-    """Show each question with its answer, the gold answer where it is known, and how its vote went."""
+    """Show each question with its answer, the gold answer if it is known, and how its vote went."""
     rows = []
     for s in solutions:
         stopped = sum(sample["end"] == "stopped" for sample in s["samples"])

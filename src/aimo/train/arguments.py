@@ -1,7 +1,7 @@
-"""TRL's configuration of a stage, made from the profile, and the device and number type it trains with.
+"""Build TRL's configuration of a stage from the profile, and choose the dtype that it trains in.
 
-A key of a stage's section that TRL has too is passed on by its name. Any other key under `STAGE.trl` goes to
-TRL as it is, over our fixed values, but for `TAKEN`.
+A key of the stage's section that TRL also has keeps its name. Keys under `STAGE.trl` go to TRL unchanged and
+override our fixed values; those in `TAKEN` are refused.
 """
 
 import difflib
@@ -18,8 +18,8 @@ from aimo.run import machine
 from aimo.run.runs import Run
 from aimo.train import compat
 
-# Keys of TRL's that follow from other keys, or that no stage can have; `aliases.yaml` says what to set.
-# Transformers reads `do_train` and its like nowhere.
+# TRL keys that follow from other keys, or that no stage supports; `aliases.yaml` says what to set instead.
+# Transformers reads `do_train`, `do_eval` and `do_predict` nowhere.
 TAKEN = {
     *("num_train_epochs", "lr_scheduler_type", "warmup_steps", "optim", "per_device_train_batch_size"),
     *("max_length", "bf16", "fp16", "gradient_checkpointing", "seed", "use_cpu", "output_dir", "report_to"),
@@ -29,7 +29,7 @@ TAKEN = {
     *("push_to_hub", "hub_model_id", "resume_from_checkpoint", "model_init_kwargs", "dataset_text_field"),
     *("do_train", "do_eval", "do_predict", "teacher_model_name_or_path", "teacher_model_server_url"),
 }
-# Keys of TRL's that keep the value of Unsloth's configuration where it differs from TRL's, and why.
+# TRL keys that keep the value of Unsloth's configuration where the two differ, and the reason.
 UNSLOTHS = {
     "gradient_checkpointing_kwargs": "its offloaded checkpointing is reentrant",
     "router_aux_loss_coef": "its forward pass computes no auxiliary loss of experts",
@@ -38,12 +38,12 @@ UNSLOTHS = {
     "bf16_full_eval": "it acts on evaluations outside training, and no stage has one",
     "fp16_full_eval": "the same",
 }
-SERVED_TOP_K = 20  # likeliest tokens of a teacher behind a server: vLLM sends no more unless told
+SERVED_TOP_K = 20  # most likely tokens that a served teacher sends: vLLM's default limit
 
 
 def stage_arguments(run: Run) -> Any:
-    """Return TRL's configuration of a stage. AimoError names a key under `STAGE.trl` that cannot be set, or
-    what TRL refuses."""
+    """Return TRL's configuration of the run's stage. Raise AimoError for a key under `STAGE.trl` that cannot
+    be set, a package that is not installed, or a value that TRL refuses."""
     stage, profile, model = run.stage, run.profile, run.profile.model
     section: Any = getattr(profile, stage)
     cuda, dtype = machine.computes_on_gpu(), choose_dtype(profile)[0]
@@ -84,7 +84,7 @@ def stage_arguments(run: Run) -> Any:
         "seed": profile.seed,
         "bf16": dtype == "bfloat16",
         "fp16": dtype == "float16",
-        # Unsloth brings its own checkpointing on a GPU; a model that runs on a CPU is small and needs none.
+        # Unsloth does its own checkpointing on a GPU; a model that trains on a CPU is small and needs none.
         "gradient_checkpointing": cuda and model.gradient_checkpointing and model.backend == "transformers",
         "use_cpu": not cuda,
         "report_to": profile.training.log_to,
@@ -109,22 +109,22 @@ def stage_arguments(run: Run) -> Any:
     if stage == "opd":
         values["beta"] = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}[section.divergence]
     if asks_server:
-        values["loss_top_k"] = SERVED_TOP_K if section.divergence == "forward_kl" else 1  # TRL takes no more
-        url = section.teacher.rstrip("/").removesuffix("/v1")  # TRL asks for /health beside it
+        values["loss_top_k"] = SERVED_TOP_K if section.divergence == "forward_kl" else 1  # TRL takes only 1
+        url = section.teacher.rstrip("/").removesuffix("/v1")  # TRL appends /health to the root
         values["teacher_model_server_url"] = url
     if stage == "sft":
         values |= {"completion_only_loss": True, "train_sampling_strategy": "random"}  # see sft.ByLength
         values["include_num_input_tokens_seen"] = "non_padding" if model.backend == "unsloth" else "no"
         if section.packing and section.packing_strategy == "bfd" and "flash" not in model.attention:
-            # TRL joins the packed rows of a batch; without flash attention its cost grows with the square.
+            # TRL joins a batch's packed rows; without flash attention, the cost grows with their square.
             values["gradient_accumulation_steps"], size = section.gradient_accumulation_steps * size, 1
         if section.eval_steps:
             values |= {"eval_strategy": "steps", "per_device_eval_batch_size": size}
     values |= {"per_device_train_batch_size": size} | section.trl
     try:
         configured = kind(**values)
-        # Unsloth puts a subclass of the same name in the place of TRL's class and changes some values; TRL's
-        # are copied back. TRL's is built only then: DeepSpeed's configuration lives as long as the last made.
+        # Unsloth replaces TRL's class with a subclass of the same name and changes some values; TRL's are
+        # copied back. TRL's is built only then: DeepSpeed's configuration dies with the last object built.
         trls_own = [base for base in kind.__mro__ if base.__name__ == kind.__name__][-1]
         plain = configured if trls_own is kind else trls_own(**values)
     except (TypeError, ValueError) as e:
@@ -132,8 +132,8 @@ def stage_arguments(run: Run) -> Any:
     for name in {f.name for f in fields(plain)} - UNSLOTHS.keys():
         setattr(configured, name, getattr(plain, name))
     compat.take_one_gpu(configured)
-    # Unsloth calls computing in 16 bits "float32", after the weights' type, and "bfloat16" computing in the
-    # weights' own type. Unset, its trainers compute float32 in 16 bits.
+    # Unsloth's "float32" computes in 16 bits with float32 weights; its "bfloat16" computes in the weights'
+    # own dtype. If this is unset, its trainers compute float32 in 16 bits.
     in_16_bits = configured.bf16 or configured.fp16
     os.environ["UNSLOTH_MIXED_PRECISION"] = "float32" if in_16_bits else "bfloat16"
     return configured
@@ -146,7 +146,7 @@ def require_package(package: str, key: str) -> None:
 
 
 def completions_per_pass(grpo: Grpo, processes: int) -> int:
-    """Return GRPO's completions in one forward pass of a process."""
+    """Return how many completions a GRPO process puts in a pass; AimoError if they do not split evenly."""
     completions = grpo.prompts_per_step * grpo.num_generations
     parts = processes * grpo.gradient_accumulation_steps
     if completions % parts:
@@ -158,11 +158,11 @@ def completions_per_pass(grpo: Grpo, processes: int) -> int:
     return completions // parts
 
 
-# ---- Device and number type: from the profile, torch, and what `accelerate launch` sets
+# ---- Dtype and sharding: from the profile, torch, and the environment that `accelerate launch` sets
 
 
 def choose_dtype(profile: Profile) -> tuple[str, str]:
-    """Return the number type to compute in, and why."""
+    """Return the dtype to compute in, and the reason. Raise AimoError for float16 on a CPU."""
     torch = machine.load_torch()
     wanted, cuda = profile.model.dtype, machine.computes_on_gpu()
     if wanted == "float16" and not cuda:
@@ -178,10 +178,10 @@ def choose_dtype(profile: Profile) -> tuple[str, str]:
 
 
 def weights_dtype(profile: Profile) -> str:
-    """Return the number type to load the weights in.
+    """Return the dtype to load the weights in.
 
-    Weights that are trained stay in float32, and autocast computes: a step of AdamW on a bfloat16 weight is
-    lost where it is smaller than the weight's last bit. DeepSpeed keeps its own float32 copy.
+    Trained weights stay in float32 and autocast computes in 16 bits: a bfloat16 weight would lose an AdamW
+    step that is smaller than its last bit. DeepSpeed keeps its own float32 copy.
     """
     trained_here = profile.model.lora is None and not with_deepspeed()
     return "float32" if trained_here else choose_dtype(profile)[0]
@@ -196,5 +196,5 @@ def zero_3() -> bool:
 
 
 def is_sharded() -> bool:
-    """Return whether each process keeps only a part of the model: under FSDP and ZeRO-3."""
+    """Return whether each process holds only a part of the model, as under FSDP and ZeRO-3."""
     return zero_3() or os.environ.get("ACCELERATE_USE_FSDP") == "true"

@@ -1,5 +1,5 @@
-"""What happens beside training: the record of each step, limits of time and disk, probes, the checkpoints
-that training continues from, and the plots below a notebook's cell.
+"""Callbacks of training: a record of each step, time and disk limits, probes, and plots below a notebook's
+cell; and functions that find, keep and remove the checkpoints that training continues from.
 """
 
 import ctypes
@@ -33,17 +33,17 @@ from aimo.report import page, plots, tables
 from aimo.run.runs import SESSION_END, SESSION_OVER, Run, newest_first, step_of
 from aimo.train import models
 
-PROBED = 8  # completions of each probe that probes.jsonl keeps
+PROBED = 8  # completions of each probe kept in probes.jsonl
 
-# Transformers 5.17 loads the optimiser of a checkpoint onto the process's device. In several CPU processes
-# that is `cpu:0`, which torch does not know.
+# Transformers 5.17 loads a checkpoint's optimiser onto the process's device. With several CPU processes that
+# is `cpu:0`, which torch cannot load to.
 torch.serialization.register_package(
     0, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None
 )
 
 
 class AlreadyTrained(Exception):
-    """Raised before the first step when the checkpoint is of the last one: TRL would train one more."""
+    """Raised before training if the checkpoint is already that of the last step: TRL would train one more."""
 
 
 class Record(TrainerCallback):
@@ -51,10 +51,10 @@ class Record(TrainerCallback):
 
     def __init__(self, run: Run):
         self.path = run.folder / "log.jsonl"
-        self.last: tuple[float, float] | None = None  # time and tokens of the record before
+        self.last: tuple[float, float] | None = None  # time and tokens of the previous record
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Drop the records after the checkpoint that training continues from, whose seconds count on."""
+        """Drop the records made after the checkpoint, and continue counting from its seconds."""
         before = state.log_history[-1].get("train_seconds", 0.0) if state.log_history else 0.0
         self.started = time.monotonic() - before
         if state.is_world_process_zero:
@@ -64,7 +64,7 @@ class Record(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         record, now = state.log_history[-1], time.monotonic()
-        if "num_input_tokens_seen" in record:  # Unsloth's SFT on a GPU has no count of its own
+        if "num_input_tokens_seen" in record:  # Unsloth's SFT on a GPU has no other count
             record.setdefault("num_tokens", record.pop("num_input_tokens_seen"))
         if (tokens := record.get("num_tokens")) is not None:
             if self.last:
@@ -78,17 +78,17 @@ class Record(TrainerCallback):
 
 
 class Trim(TrainerCallback):
-    """Gives the system the memory back that a step has freed, and that glibc keeps in pieces: a gigabyte and
-    more where a step's tensors have other sizes each time."""
+    """Returns freed memory to the system after each step. glibc would keep it in fragments: a gigabyte or
+    more if the sizes of tensors change from step to step."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's alone
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # only in glibc
             trim(0)
 
 
 class Budgets(TrainerCallback):
-    """Stops and saves before a stage takes more time, or its run more disk, than the profile allows, and
-    before the session ends. `reason` says what stopped it."""
+    """Saves and stops before the stage exceeds its time limit, the run exceeds its disk budget, or the
+    session ends. `reason` says what stopped it."""
 
     def __init__(self, run: Run):
         self.run, self.limits, self.reason = run, run.profile.training, ""
@@ -96,7 +96,7 @@ class Budgets(TrainerCallback):
         self.slowest = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop when another step as slow as the slowest, and saving, would pass a limit of time."""
+        """Save and stop if less time is left than twice the slowest step: for one more step, and to save."""
         now = time.monotonic()
         if state.global_step > 1:  # the first step compiles and loads
             self.slowest = max(self.slowest, now - self.last_step)
@@ -112,7 +112,7 @@ class Budgets(TrainerCallback):
                 self.reason = reason
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop when the run with one more checkpoint like the newest would pass the disk budget."""
+        """Stop if one more checkpoint of the newest one's size would exceed the disk budget."""
         if (budget := self.limits.disk_gb) is None:
             return
         folders = self.run.dir, *newest_first(self.run.folder)[:1]
@@ -123,13 +123,13 @@ class Budgets(TrainerCallback):
 
 
 def main_process_says(decision: bool) -> bool:
-    """Return the main process's decision in all processes, whose clocks and looks at the disk differ."""
+    """Return the main process's decision in every process: their clocks and disk readings differ."""
     return broadcast_object_list([decision])[0]
 
 
 @dataclass(eq=False)
 class Probe(TrainerCallback):
-    """Answers fixed problems greedily every `probe_steps`, and keeps in `best` the model that solves most."""
+    """Answers fixed problems greedily every `probe_steps` steps, and keeps the model that solves most."""
 
     trainer: Any
     run: Run
@@ -141,13 +141,13 @@ class Probe(TrainerCallback):
             self.probe(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Probe, and save the model to `best` if none before was better."""
+        """Probe, and save the model to `best` unless an earlier one was better."""
         is_last = state.global_step == state.max_steps or control.should_training_stop
         if state.global_step % getattr(self.run.profile, self.run.stage).probe_steps and not is_last:
             return
         earlier = [r["probe/accuracy"] for r in state.log_history if r["step"] and "probe/accuracy" in r]
         figures = self.probe(state.global_step)
-        control.should_log = True  # the probe's record cleared it, and the step's is still to come
+        control.should_log = True  # logging the probe cleared it, and the step is not logged yet
         if figures["probe/accuracy"] >= max(earlier, default=0.0):
             best = self.run.folder / "best"
             self.trainer.save_model(str(best))
@@ -155,8 +155,7 @@ class Probe(TrainerCallback):
                 write_json(best / "probe.json", {"step": state.global_step} | figures)
 
     def probe(self, step: int) -> dict[str, float]:
-        """Log and return the shares of right and of well-formed completions, and their mean length in
-        tokens."""
+        """Log and return the shares of right and well-formed completions, and their mean length in tokens."""
         grpo, solver, prompt = self.run.profile.grpo, self.run.profile.inference, self.run.profile.prompt
         max_tokens = grpo.max_completion_length if grpo else solver.max_tokens or Settings.max_tokens
         tokenizer = self.trainer.processing_class
@@ -176,7 +175,7 @@ class Probe(TrainerCallback):
             "probe/format": sum(is_well_formed(prompt, text) for text in texts) / len(texts),
             "probe/length": sum(len(tokenizer.encode(text)) for text in texts) / len(texts),
         }
-        # Apart: TRL's own `log` would add the figures of the step so far, and clear them.
+        # Not with TRL's `log`, which would add the figures of the step so far and clear them.
         Trainer.log(self.trainer, figures)
         return figures
 
@@ -185,7 +184,7 @@ class Probe(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest complete checkpoint; remove and name newer ones that were cut off."""
+    """Return the newest complete checkpoint, or None. Remove newer incomplete ones and print their names."""
     for checkpoint in newest_first(folder):
         try:
             read_json(checkpoint / "trainer_state.json", "")  # the trainer writes this file last
@@ -200,7 +199,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def keep_until(folder: Path, name: str) -> None:
-    """Remove what a stage made after its checkpoint `name`, so that training continues from there."""
+    """Remove what a stage wrote after its checkpoint `name`, so that training continues from it."""
     step = step_of(folder / name)
     for checkpoint in newest_first(folder):
         if step_of(checkpoint) > step:
@@ -211,7 +210,7 @@ def keep_until(folder: Path, name: str) -> None:
 
 
 def keep_best(folder: Path, step: int) -> None:
-    """Keep the best model probed, which a finished stage has as `trained`, if it was probed up to `step`."""
+    """Keep the best probed model, `trained` in a finished stage, unless it was probed after `step`."""
     best, trained = folder / "best", folder / "trained"
     if (trained / "probe.json").exists():
         trained.rename(best)
@@ -221,7 +220,7 @@ def keep_best(folder: Path, step: int) -> None:
 
 
 def save_trained(trainer: Any, folder: Path) -> None:
-    """Leave the adapter or the weights in `trained`: the best model probed, if any, then in memory too."""
+    """Save the adapter or the weights to `trained`: the best probed model's, if any, which is also loaded."""
     best, trained = folder / "best", folder / "trained"
     if not main_process_says((best / "probe.json").exists()):
         trainer.save_model(str(trained))
@@ -231,19 +230,19 @@ def save_trained(trainer: Any, folder: Path) -> None:
         if (adapter := trained / "adapter_model.safetensors").exists():
             set_peft_model_state_dict(trainer.model, load_file(adapter))
             return
-        for file in trained.glob("*.safetensors"):  # shards, and tied weights that are saved once
+        for file in trained.glob("*.safetensors"):  # not strict: shards, and tied weights saved once
             trainer.model.load_state_dict(load_file(file), strict=False)
 
 
-# ---- The plots below a notebook's cell
+# ---- Plots below a notebook's cell
 
-LEAST_S = 2.0  # between two drawings
-SHARE = 0.05  # of the time may go into drawing
-COUNT_S = 0.5  # between two counts of completions
+LEAST_S = 2.0  # seconds between two drawings
+SHARE = 0.05  # of the time that drawing may take
+COUNT_S = 0.5  # seconds between two counts of completions
 
 
 class Ended(StoppingCriteria):
-    """Counts the completions of a batch that have ended, for `tell`; it stops none."""
+    """Reports to `tell` how many completions of a batch have ended, and stops none."""
 
     def __init__(self, ends: Any, tell: Callable[[int, int], None]):
         self.ends, self.tell, self.told = torch.tensor(ends), tell, time.monotonic()
@@ -252,14 +251,14 @@ class Ended(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         last = input_ids[:, -1]  # (completions,)
         self.ended = self.ended | torch.isin(last, self.ends.to(last.device))
-        if time.monotonic() - self.told > COUNT_S:  # each look waits for the device
+        if time.monotonic() - self.told > COUNT_S:  # counting waits for the device
             self.told = time.monotonic()
             self.tell(int(self.ended.sum()), len(last))
         return torch.zeros_like(last, dtype=torch.bool)
 
 
 class EndedBar(tqdm):  # type: ignore[type-arg]
-    """vLLM's bar, whose count `tell` gets."""
+    """vLLM's progress bar; it reports its count to `tell`."""
 
     def __init__(self, *args: Any, tell: Callable[[int, int], None], **more: Any):
         self.tell = tell
@@ -271,7 +270,7 @@ class EndedBar(tqdm):  # type: ignore[type-arg]
 
 
 class Live(TrainerCallback):
-    """The plots below a cell that trains. They go when training ends, and stay when it is stopped."""
+    """Plots below a cell that trains. They disappear when training ends, and stay if it is interrupted."""
 
     def __init__(self, run: Run, trainer: Any):
         self.run, self.trainer = run, trainer
@@ -282,8 +281,8 @@ class Live(TrainerCallback):
             self.count(vllm, is_vllm=True)
 
     def count(self, engine: Any, is_vllm: bool = False) -> None:
-        """Let `engine.generate` count the completions that have ended."""
-        uncounted = engine.__dict__.setdefault("uncounted", engine.generate)  # once, if the cell runs again
+        """Make `engine.generate` report how many completions have ended."""
+        uncounted = engine.__dict__.setdefault("uncounted", engine.generate)  # kept if the cell runs again
         bar = functools.partial(EndedBar, tell=self.sampled, file=io.StringIO(), disable=False)
 
         @functools.wraps(uncounted)
@@ -300,12 +299,12 @@ class Live(TrainerCallback):
             self.trainer.doing(f"sampling, {done} of {total} completions ended")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        signal.signal(signal.SIGINT, self.interrupt)  # until the cell ends, when Jupyter sets its own again
+        signal.signal(signal.SIGINT, self.interrupt)  # Jupyter restores its own when the cell ends
         self.trainer.tell()
         self.below: Any = display(page.Html(""), display_id=True)
 
     def interrupt(self, number: int, frame: Any) -> None:
-        """Stop here; where the exception is swallowed, as in a finaliser, the end of the step raises it."""
+        """Raise KeyboardInterrupt. If a finaliser, say, swallows it, the end of the step raises it again."""
         self.interrupted = True
         signal.default_int_handler(number, frame)
 
@@ -314,7 +313,7 @@ class Live(TrainerCallback):
             raise KeyboardInterrupt
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Draw the log so far, at most every two seconds and a twentieth of the time."""
+        """Draw the log so far, at most every two seconds and for at most a twentieth of the time."""
         now = time.monotonic()
         if now - self.drawn < max(LEAST_S, self.cost / SHARE) or len(state.log_history) < 2:
             return

@@ -1,7 +1,7 @@
-"""Every private name of TRL, Transformers and vLLM that aimo touches; no other module uses one.
+"""Every use of a private name of TRL, Transformers and vLLM; no other module has one.
 
 Written for TRL 1.15.0, Transformers 5.17.0 and vLLM 0.31.0. Each entry names the private member and says why
-no public one serves. Import this module after Unsloth, which patches TRL.
+no public one works. Import this module after Unsloth, which patches TRL.
 
 https://github.com/huggingface/trl/blob/v1.15.0/trl/trainer/sft_trainer.py, grpo_trainer.py, utils.py
 https://github.com/huggingface/trl/blob/v1.15.0/trl/generation/vllm_generation.py
@@ -27,18 +27,18 @@ from trl.trainer import distillation_trainer, grpo_trainer, utils
 
 from aimo.inference.errors import AimoError
 
-BEFORE_TRLS: Any = object  # the base of what stands before TRL's class, whose names it uses
+BEFORE_TRLS: Any = object  # base of the classes that come before TRL's; Any, as they use TRL's names
 GRPO: Any = trl.GRPOTrainer
 
 
 def take_one_gpu(args: Any) -> None:
-    """Let a process that trains alone take one GPU, however many it sees: with more, `Trainer` wraps the
-    model in DataParallel, which TRL refuses (`TrainingArguments._n_gpu`, Transformers)."""
+    """Limit a single process to one GPU, however many it sees. With more, `Trainer` wraps the model in
+    DataParallel, which TRL refuses (`TrainingArguments._n_gpu`, Transformers)."""
     args._n_gpu = min(args.n_gpu, 1)
 
 
 class OrderHook(BEFORE_TRLS):
-    """A base of a trainer: `order_rows` takes its sampler and returns the one to use.
+    """A base class of trainers, whose `order_rows` takes the default sampler and returns the one to use.
 
     `Trainer._get_train_sampler` (Transformers): the public `get_train_dataloader` also prepares the loader.
     """
@@ -48,21 +48,21 @@ class OrderHook(BEFORE_TRLS):
 
 
 def pack_tokens(dataset: Any, args: Any) -> Any:
-    """Return what TRL's SFTTrainer makes of a tokenised dataset, without a model: labels, in packed rows
+    """Return a tokenised dataset as TRL's SFTTrainer prepares it, packed and with labels, without a model
     (`SFTTrainer._prepare_dataset`, TRL; only `trl.pack_dataset` is public)."""
-    trainer: Any = SimpleNamespace(completion_only_loss=True)  # all that it reads for tokenised rows
+    trainer: Any = SimpleNamespace(completion_only_loss=True)  # TRL reads no more for tokenised rows
     unused: Any = None
     return trl.SFTTrainer._prepare_dataset(trainer, dataset, unused, args, True, None, "train")
 
 
 def goes_around(trainer: Any) -> bool:
-    """Return whether a trainer is one that Unsloth generates on a GPU: `compute_loss` of SFT and GRPO
-    (unsloth 2026.10.9) goes around TRL's, and the hooks below log the entropy of a step's first pass."""
+    """Return whether Unsloth generated the trainer's class, as it does on a GPU. Its `compute_loss` of SFT
+    and GRPO (unsloth 2026.10.9) bypasses TRL's, so the hooks below log the entropy of a step's first pass."""
     return any(kind.__name__.startswith("Unsloth") for kind in type(trainer).__mro__)
 
 
 class SftHook(trl.SFTTrainer):
-    """TRL's SFT, whose `fused_lm_head` also computes entropy and token accuracy for Unsloth's trainer, from
+    """TRL's SFT. For Unsloth's trainer, TRL's `fused_lm_head` also computes entropy and token accuracy from
     the hidden states of the loss."""
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -74,10 +74,10 @@ class SftHook(trl.SFTTrainer):
         hook = decoder.register_forward_hook(lambda _, _given, found: states.append(found))
         result = super().compute_loss(model, inputs, *args, **kwargs)
         hook.remove()
-        if not states:  # a forward pass of another make
+        if not states:  # the forward pass does not call the decoder
             return result
         own = vars(decoder).get("forward")
-        decoder.forward = lambda *_, **__: states[0]  # (rows, tokens, h): once is enough
+        decoder.forward = lambda *_, **__: states[0]  # (rows, tokens, h), not computed again
         with torch.no_grad():
             found = unwrapped(**inputs, fused_lm_head=True)
         del decoder.forward
@@ -91,18 +91,18 @@ class SftHook(trl.SFTTrainer):
 
 
 Sampled = tuple[tuple[Any, ...], torch.Tensor]
-"""A completion: (its row of the data set, prompt and reply as messages, prompt ids, completion ids, mask of
-the ids that the policy sampled, log-probabilities), and its reward by each function (functions,)."""
-COMPLETION_IDS, MASK = 4, 5  # where they stand
+"""A completion (its row of the data set, prompt and reply as messages, prompt ids, completion ids, mask of
+the ids that the policy sampled, log-probabilities) and the reward from each function (functions,)."""
+COMPLETION_IDS, MASK = 4, 5  # their indices in a completion
 
 
 class GrpoHook(GRPO):
     """TRL's GRPO, which calls `choose`, `figures`, `masks`, `signal` and `log_probs` of `grpo.GrpoTrainer`.
 
     `GRPOTrainer._generate_and_score_completions` (TRL) samples with `_generate`, scores with
-    `_calculate_rewards` and makes tensors of all rows. Rows are exchanged between the two, so that masks,
-    log-probabilities and advantages are TRL's. `_metrics` are averaged inside `GRPOTrainer.log`;
-    `_batch_environments` has a name for each row. Nothing public stands before the loss.
+    `_calculate_rewards` and turns all rows into tensors. This class replaces rows between the two calls, so
+    TRL still computes masks, log-probabilities and advantages. `GRPOTrainer.log` averages `_metrics`;
+    `_batch_environments` holds a name for each row. TRL calls no public method before the loss.
     """
 
     chosen_rewards: Any
@@ -110,10 +110,10 @@ class GrpoHook(GRPO):
     _batch_environments: Any
 
     def __init__(self, *args: Any, **given: Any) -> None:
-        """Make a trainer. Unsloth's leaves the padding token out of the loss, also where it ends a text."""
+        """Make a trainer. Unsloth leaves the padding token out of the loss even if it ends a completion."""
         tokenizer = given["processing_class"]
         if goes_around(self) and tokenizer.pad_token_id == tokenizer.eos_token_id:
-            from unsloth_zoo.pad_token import fix_pad_token  # takes a reserved token in its place
+            from unsloth_zoo.pad_token import fix_pad_token  # pads with a reserved token
 
             fix_pad_token(tokenizer, model_config=given["model"].config, allow_add=False)
             if tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -130,7 +130,7 @@ class GrpoHook(GRPO):
         if self.model.training:
             for name, value in self.figures(torch.cat(self.all_rewards)).items():
                 self._metrics["train"][name][-1:] = [value]
-            # TRL divides a rounded difference by a deviation that is rounded too, and AdamW scales it up.
+            # For equal rewards TRL divides one rounding error by another, and AdamW scales the result up.
             rewards = self.all_rewards[-1] if self.chosen_rewards is None else self.chosen_rewards
             own = self.signal(rewards)[self.accelerator.process_index * len(self.rows) :][: len(self.rows)]
             batch["advantages"] = batch["advantages"] * own.to(batch["advantages"].device)
@@ -161,12 +161,12 @@ class GrpoHook(GRPO):
         return self.all_rewards[-1]
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """With Unsloth's, log TRL's figures; the entropy is the mean of -log p of the sampled tokens."""
+        """For Unsloth's trainer, log TRL's figures; entropy is the mean of -log p of the sampled tokens."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if not goes_around(self):
             return loss
         figures = self._metrics["train" if self.model.training else "eval"]
-        for name in ["completion_length", *["kl"] * (self.beta == 0)]:  # which TRL does not have
+        for name in ["completion_length", *["kl"] * (self.beta == 0)]:  # TRL logs none of these
             figures.pop(name, None)
         if figures.get("entropy"):
             return loss
@@ -186,11 +186,11 @@ class GrpoHook(GRPO):
         return loss
 
     def sample(self, inputs: list[dict[str, Any]]) -> list[Sampled]:
-        """Sample and score one completion for each row of each process, for no more rows than a step has;
-        return those of all processes."""
+        """Sample and score one completion for each row of each process, at most as many rows as a step has.
+        Return the completions of all processes."""
         prompts, nothing = [row["prompt"] for row in inputs], [None] * len(inputs)
         environments = self.environments
-        if environments:  # as many as there are rows, begun anew for them
+        if environments:  # one for each row, reset for it
             names = self._batch_environments
             self.environments, self._batch_environments = environments[: len(inputs)], names[: len(inputs)]
             for environment, row in zip(self.environments, inputs, strict=True):
@@ -207,7 +207,7 @@ class GrpoHook(GRPO):
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> Any:
         of_rows, on_cpu = super()._get_per_token_logps_and_entropies, self.accelerator.device.type == "cpu"
-        # PEFT casts what an adapter reads to the adapter's float32, and autocast casts it back, to the bit.
+        # PEFT casts an adapter's input to float32, and autocast casts it back bit for bit: skip both.
         uncast = functools.partial(disable_input_dtype_casting, model, on_cpu and self.args.bf16)
 
         def compute(*rows: Any, **more: Any) -> Any:
@@ -228,24 +228,24 @@ class GrpoHook(GRPO):
 
 
 def last_completions(trainer: Any) -> dict[str, Any]:
-    """GRPO's latest completions in all processes: `prompt`, `completion`, `advantages`, `rewards` by function
-    (`GRPOTrainer._logs`, TRL: `log_completions=True` prints all of them at each step, or writes a file)."""
+    """Return GRPO's latest completions of all processes: `prompt`, `completion`, `advantages`, `rewards` by
+    function (`GRPOTrainer._logs`, TRL: `log_completions=True` prints all at each step, or writes a file)."""
     return trainer._logs
 
 
 class ExactGeneration(grpo_trainer.VLLMGeneration):
-    """TRL's generation with vLLM; the frozen weights stay what they are, to the bit, and vLLM in this process
-    gets them once.
+    """TRL's generation with vLLM. Frozen weights stay the same bit for bit, and a vLLM in this process gets
+    them only once.
 
-    TRL merges the adapters into them for vLLM and subtracts them again, which rounds: the errors of all steps
-    add up, and no checkpoint has them. `VLLMGeneration._iter_named_params` (TRL) yields what vLLM gets, one
-    weight at a time; on a CPU, vLLM has packed its weights and its worker takes all of them or none.
+    TRL merges the adapters into them for vLLM and then subtracts them, which rounds: the errors accumulate
+    over the steps, and no checkpoint holds them. `VLLMGeneration._iter_named_params` (TRL) yields vLLM's
+    weights one at a time. On a CPU, vLLM has packed its weights, and its worker reloads all of them or none.
     """
 
-    has_frozen = False  # vLLM has the weights that training does not change
+    has_frozen = False  # whether vLLM already has the weights that training does not change
 
     def sync_weights(self) -> None:
-        sharded = self.model.parameters() if self._dist.is_fsdp else []  # there TRL merges in place
+        sharded = self.model.parameters() if self._dist.is_fsdp else []  # TRL merges in place under FSDP
         kept = [(weight, weight.data.to("cpu", copy=True)) for weight in sharded if not weight.requires_grad]
         if self.mode == "colocate" and self.accelerator.device.type == "cpu":
             worker = self.llm.llm_engine.model_executor.driver_worker
@@ -253,13 +253,13 @@ class ExactGeneration(grpo_trainer.VLLMGeneration):
             self.llm.reset_prefix_cache()
         else:
             super().sync_weights()
-            # A server, and an engine that slept, may hold anything.
+            # A server, or an engine that has slept, may hold other weights.
             self.has_frozen = self.mode == "colocate" and not self.enable_sleep_mode
         for weight, data in kept:
             weight.data.copy_(data)
 
     def _iter_named_params(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield each weight under the name that vLLM has for it, with the adapters merged into a copy."""
+        """Yield each weight under its name in vLLM, with the adapters merged into a copy."""
         model: Any = self.model
         if not is_peft_model(model) or self._dist.is_fsdp or self._dist.is_zero3:
             yield from super()._iter_named_params()
@@ -282,13 +282,13 @@ class ExactGeneration(grpo_trainer.VLLMGeneration):
                 yield name, weight.data
 
     def answer(self, prompts: list[list[int]], max_tokens: int, end: int) -> list[list[int]] | None:
-        """Return the likeliest completion of each prompt, both as token ids; `end` ends one. None when a
-        prompt fills the context. Each process writes a share, and all of them call this."""
+        """Return the greedy completion of each prompt, both as token ids; the token `end` ends one. Return
+        None if a prompt fills the context. All processes must call this: each generates a share."""
         if max(map(len, prompts)) >= (self.max_model_length or math.inf):
             return None
         count, index = self.accelerator.num_processes, self.accelerator.process_index
         share = -(-len(prompts) // count)
-        own = (prompts + prompts[-1:] * count)[index * share :][:share]  # every process has as many
+        own = (prompts + prompts[-1:] * count)[index * share :][:share]  # equally many in every process
         greedy: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
         greedy |= {"repetition_penalty": 1.0, "max_completion_length": max_tokens}
         greedy["generation_kwargs"] = {"stop_token_ids": [end]}
@@ -303,14 +303,14 @@ class ExactGeneration(grpo_trainer.VLLMGeneration):
 
 
 def server_distillation() -> tuple[Any, Any]:
-    """Return TRL's trainer and configuration for a teacher behind a server, an experiment of TRL's."""
+    """Return TRL's experimental trainer and configuration for a teacher behind a server."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental import server_distillation as found
 
     return found.ServerDistillationTrainer, found.ServerDistillationConfig
 
 
-LOGITS = 1 << 23  # that stand at once on a CPU: more are computed in parts, and again for their gradient
+LOGITS = 1 << 23  # held at once on a CPU: more are computed in parts, and recomputed for their gradient
 
 
 class PlainLogProbs:
@@ -329,8 +329,8 @@ class PlainLogProbs:
         outputs: tuple[str, ...],
     ) -> tuple[torch.Tensor | None, ...]:
         """Return the target's log-probability, the entropy, the log of the summed squared probabilities, the
-        mean logit, and whether the target is the likeliest token, each (n,); None for those that `outputs`
-        does not name."""
+        mean logit, and whether the target is the most likely token, each (n,). The last four are None unless
+        `outputs` names them."""
 
         def of_part(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale  # (part, vocabulary)
@@ -370,11 +370,11 @@ def plain_divergence(
     temperature: float = 1.0,
     **scales: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return TRL's loss of distillation in plain PyTorch: the divergence, the summed entropy of the student
+    """Compute TRL's distillation loss in plain PyTorch: return the divergence, the student's summed entropy
     and the number of tokens.
 
-    `beta` 0 is KL(teacher || student), 1 KL(student || teacher), between them the generalised Jensen-Shannon
-    divergence. The heads of the families with a scale or a cap of their logits are Triton's alone.
+    `beta` 0 is KL(teacher || student), 1 is KL(student || teacher), and values between are the generalised
+    Jensen-Shannon divergence. Models that scale or cap their logits need Triton: AimoError.
     """
     if any(value not in (None, 1.0) for value in scales.values()):
         raise AimoError("opd: a model that scales or caps its logits is distilled on a GPU only")
@@ -397,12 +397,12 @@ def plain_divergence(
 
 
 def patch_trl() -> None:
-    """Let TRL's trainers run without Triton, that is, on a CPU, and generate with `ExactGeneration`.
+    """Let TRL's trainers run without Triton, as on a CPU, and generate with `ExactGeneration`.
 
     `trl.trainer.utils._ChunkedLogProbFunction` (TRL) is None without Triton, and the trainers call it
-    unchecked; `distillation_trainer._chunked_divergence_loss` needs it too. On a CPU, vLLM would compile for
-    a minute and keep prompts in blocks of 128 tokens, of which the samples of a group share only whole ones;
-    TRL passes no such argument to `LLM`.
+    unchecked; `distillation_trainer._chunked_divergence_loss` needs Triton too. On a CPU, vLLM would compile
+    for a minute and store prompts in blocks of 128 tokens, and a group's samples share only whole blocks. TRL
+    passes neither setting to `LLM`.
     """
     if utils._ChunkedLogProbFunction is None:
         utils._ChunkedLogProbFunction = PlainLogProbs  # type: ignore[misc, assignment]

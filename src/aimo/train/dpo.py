@@ -1,8 +1,8 @@
 """Direct preference optimisation (DPO, Rafailov 2023), from the model's completions to a trained model.
 
-A pair is two completions of one problem by the model that the stage starts from: a short right one, preferred
-to a long right one or to a wrong one. After the second place of AIMO 2 (imagination-research, 2025), which
-shortened its model's answers in this way.
+A pair is two completions of one problem, sampled from the model that the stage starts from: a short right one
+is preferred to a long right one or to a wrong one. The second place of AIMO 2 (imagination-research, 2025)
+shortened its model's answers this way.
 """
 
 from typing import Any
@@ -19,12 +19,12 @@ from aimo.inference.storage import read_json, write_json
 from aimo.run.runs import Run
 from aimo.train import arguments, trainers
 
-LONGER = 1.5  # times as long as the shortest must a right completion be to be rejected
+LONGER = 1.5  # a right completion this many times as long as the shortest is rejected
 
 
 def sample_pairs(model: Any, rows: Rows, run: Run) -> Rows:
-    """Sample the first `dpo.problems` rows and return pairs: `prompt`, `chosen`, `rejected`, `kind`. The
-    stage's folder keeps them for its next start. AimoError when there is none."""
+    """Sample completions of the first `dpo.problems` rows and return pairs: `prompt`, `chosen`, `rejected`,
+    `kind`. A restarted stage reads them from its folder. Raise AimoError if there is no pair."""
     dpo, kept = run.profile.dpo, run.folder / "pairs.json"
     assert dpo
     if kept.exists():
@@ -46,8 +46,8 @@ def sample_pairs(model: Any, rows: Rows, run: Run) -> Rows:
 
 
 def pair_up(prompt: list[dict[str, str]], group: list[Trace], right: list[bool], profile: Profile) -> Rows:
-    """Return the pairs of one problem, whose completions in `group` are `right` or not: the shortest right
-    one that ended, preferred to the longest right one (`long`) and to the longest wrong one (`wrong`)."""
+    """Return a problem's pairs; `right` marks the right completions in `group`. The shortest right one that
+    finished is preferred to the longest (`long`, if LONGER times as long) and the longest wrong (`wrong`)."""
     judged = sorted(zip(group, right, strict=True), key=lambda pair: pair[0].tokens)
     good = [completion for completion, is_right in judged if is_right and completion.finished]
     bad = [completion for completion, is_right in judged if not is_right]
@@ -67,8 +67,8 @@ def pair_up(prompt: list[dict[str, str]], group: list[Trace], right: list[bool],
 def train_dpo(model: Any, tokenizer: Any, pairs: Rows, run: Run, probe: Rows | None = None) -> "trainers.Log":
     """Train the model to prefer `chosen` to `rejected`; return the records of `trainers.fit`.
 
-    The loss of a pair is -log sigmoid(beta * (r(chosen) - r(rejected))), where r(y) is the log-probability of
-    y under the policy less that under the reference, the model that training starts from.
+    A pair's loss is -log sigmoid(beta * (r(chosen) - r(rejected))), where r(y) is the log-probability of y
+    under the policy minus that under the reference, the model that training starts from.
     """
     columns = "prompt", "chosen", "rejected"
     given = {"train_dataset": Dataset.from_list([{name: row[name] for name in columns} for row in pairs])}

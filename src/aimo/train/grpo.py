@@ -10,11 +10,11 @@ One step of TRL's trainer, with our changes:
 1. Take P = `prompts_per_step` prompts, and sample G = `num_generations` completions for each from the
    policy, with Transformers, vLLM in this process, or a vLLM server: P groups of G.
 2. Score every completion with each reward function; the reward (P * G,) is the weighted sum.
-3. With `max_resample`, leave out groups in which every completion counts the same, and try further prompts in
-   their place (dynamic sampling: `choose`).
-4. The advantage of a completion is its reward less its group's mean, divided by the standard deviation.
-5. The loss is the policy gradient over the tokens that the policy sampled, with clipped ratios (`loss_type`);
-   KL to the model that training starts from counts if `beta` is set.
+3. With `max_resample`, drop groups in which every completion earns the same reward, and try further prompts
+   instead (dynamic sampling: `choose`).
+4. The advantage of a completion is its reward minus its group's mean, divided by the standard deviation.
+5. The loss is the policy gradient over the tokens that the policy sampled, with clipped ratios (`loss_type`).
+   If `beta` is set, KL to the model that training starts from is added.
 """
 
 import copy
@@ -45,15 +45,15 @@ from aimo.run.runs import Run
 from aimo.train import arguments, compat
 from aimo.train.trainers import Log, Shared, fit, make_trainer
 
-SAMPLES_KEPT = 4  # completions of a step, in samples.jsonl
+SAMPLES_KEPT = 4  # completions of a recorded step in samples.jsonl
 DIFFERENCE = "sampling/sampling_logp_difference/mean"
 BOUND = "sampling/sampling_logp_difference/bound"
-CHECK = 1000  # characters between two looks for degenerate output, as the solver takes
-EQUAL = 1e-5  # rewards that differ by less are equal but for rounding
-TOKENS = 512  # whose activations stand at once on a CPU, with a large vocabulary: 0.4 GB of SmolLM2-135M
-SHARED = 0.5  # of a step's tokens: where more are left with shared prompts, the longer lines cost more
-SAME = 0.1  # nats: a mask that is not followed moves log-probabilities by more, rounding by less
-LEAST_BOUND = 0.02  # nats that count as rounding. bfloat16 beside float32 on the tiny base: 0.001 to 0.004
+CHECK = 1000  # characters between two checks for degenerate output, as in the solver
+EQUAL = 1e-5  # rewards that differ by less count as equal: rounding
+TOKENS = 512  # whose activations a CPU holds at once, with a large vocabulary: 0.4 GB for SmolLM2-135M
+SHARED = 0.5  # of a step's tokens: if sharing prompts leaves more than this, its longer lines cost more
+SAME = 0.1  # nats: ignoring the mask shifts log-probabilities by more, rounding by less
+LEAST_BOUND = 0.02  # nats that count as rounding; bfloat16 differs from float32 by 0.001 to 0.004 (tiny)
 
 
 def train_grpo(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | None = None) -> Log:
@@ -72,34 +72,34 @@ def train_grpo(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | N
 
 
 def is_degenerate(text: str) -> bool:
-    """Return whether the solver would end a completion because it repeats itself or counts on."""
+    """Return whether the solver would end a completion because it repeats itself or keeps counting."""
     places = [*range(CHECK, len(text), CHECK), len(text)]
     parts = (text[max(0, place - voting.WINDOW) : place] for place in places)
     return any(voting.is_repeating(part) or voting.is_counting(part) for part in parts)
 
 
 def degenerate_reward(completions: list[Any], **_: Any) -> list[float]:
-    """Return the penalty (n,) of `grpo.degenerate`: -1 for what the solver would end, else 0."""
+    """Return the penalties (n,) of `grpo.degenerate`: -1 if the solver would end a completion, or else 0."""
     return [-float(is_degenerate(rewards.text_of(completion))) for completion in completions]
 
 
 class GrpoTrainer(Shared, compat.GrpoHook):
-    """TRL's GRPO with dynamic sampling (DAPO, Yu et al. 2025) where `max_resample` is set, and less padding
+    """TRL's GRPO with dynamic sampling (DAPO, Yu et al. 2025) if `max_resample` is set, and with less padding
     on a CPU."""
 
-    max_resample: int | None = None  # times the prompts of a step may be tried, to fill it with signal
+    max_resample: int | None = None  # try up to this many times a step's prompts to fill it with signal
     degenerate: str | None = None  # `mask` leaves degenerate completions out of the loss
     found_degenerate = 0  # in this process, in this step
-    kept: Any = None  # rows and their log-probabilities with their gradient, from before the loss
+    kept: Any = None  # rows and their log-probabilities with gradient, computed before the loss
     packs: bool | None = None  # whether the model computes a prompt once for its group; None: not known yet
 
     def choose(self, inputs: list[dict[str, Any]]) -> list[compat.Sampled] | None:
-        """Return the step's groups with signal, from as many prompts as it takes; None without
-        `max_resample`. They split evenly over the processes and `steps_per_generation`.
+        """Return the completions of the step's groups with signal, trying further prompts; None without
+        `max_resample`. Others are added only to split evenly over processes and `steps_per_generation`.
 
-        Where `max_resample` times as many prompts have too few, the step is smaller. The further prompts
-        follow from the seed, the step and its first prompt: a resumed run tries the same, and all processes,
-        which see the completions of all, decide alike.
+        If `max_resample` times the prompts give too few groups, the step is smaller. The seed, the step and
+        its first prompt determine the further prompts, so a resumed run tries the same ones. All processes
+        see all completions, so they decide alike.
         """
         if self.max_resample is None:
             return None
@@ -119,7 +119,7 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         limit = wanted * (self.max_resample - 1)
         others = random.Random(seed).choices(range(len(self.train_dataset)), k=limit)
         while others and (lacking := wanted - sum(map(self.has_signal, groups))) > 0:
-            likely = lacking * len(groups) / max(1, wanted - lacking)  # as many have signal as before
+            likely = lacking * len(groups) / max(1, wanted - lacking)  # if the same share has signal
             count = round_up(min(likely, wanted, len(others)), processes)
             rows = [self.train_dataset[i] for i in others[:count] for _ in range(size)]
             share = len(rows) // processes
@@ -131,7 +131,7 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         return [completion for group in groups[:count] for completion in group]
 
     def has_signal(self, group: list[compat.Sampled]) -> bool:
-        """Return whether a completion that counts in the loss is off the mean of its group."""
+        """Return whether any completion that counts in the loss has a reward off its group's mean."""
         total = self.total(torch.stack([rewards for _, rewards in group]))  # (G,)
         ends = {*self.eos_token_ids, self.processing_class.pad_token_id}
         counts = [
@@ -142,16 +142,16 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         return bool(((total - total.nanmean()).abs() > EQUAL)[counts].any())
 
     def signal(self, rewards: torch.Tensor) -> torch.Tensor:
-        """Return (completions,) whether the rewards of each one's group differ by more than rounding."""
-        apiece = self.multi_objective_aggregation == "normalize_then_sum"  # each function's own differences
+        """Return for each completion (completions,) whether its group's rewards differ beyond rounding."""
+        apiece = self.multi_objective_aggregation == "normalize_then_sum"  # compare each function's rewards
         values = rewards if apiece else self.total(rewards).unsqueeze(1)
         groups = values.view(-1, self.num_generations, values.shape[1])  # (groups, G, functions or 1)
         apart = ((groups - groups.nanmean(1, keepdim=True)).abs() > EQUAL).any(2).any(1)
         return apart.repeat_interleave(self.num_generations)
 
     def masks(self, replies: list[Any], completion_ids: list[list[int]], mask: Any) -> Any:
-        """Return which tokens of each completion count in TRL's sum over tokens and in the number that it is
-        divided by; None for all. Count degenerate completions."""
+        """Return a mask of the tokens that count in the loss, both in TRL's sum and in its divisor; None if
+        all do. Also count degenerate completions."""
         found = [is_degenerate(rewards.text_of(reply)) for reply in replies]
         self.found_degenerate += sum(found)
         if self.degenerate != "mask":
@@ -160,7 +160,7 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         return [[0] * len(row) if bad else row for row, bad in zip(mask, found, strict=True)]
 
     def total(self, rewards: torch.Tensor) -> torch.Tensor:
-        """Return the weighted sum (completions,) of rewards (completions, functions); NaN without any."""
+        """Return the weighted sum (completions,) of rewards (completions, functions); NaN if all are NaN."""
         total = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
         return total.masked_fill(rewards.isnan().all(1), torch.nan)
 
@@ -168,7 +168,7 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         """Return means and deviations of `rewards` (completions, functions), the share of groups with equal
         rewards, and the numbers of degenerate completions and of groups.
 
-        TRL 1.15 misses groups of equal rewards whose mean is rounded, such as 0.2.
+        TRL 1.15 misses groups with equal rewards if their mean is rounded, as for 0.2.
         """
         total = self.total(rewards)
         groups = total.view(-1, self.num_generations).nan_to_num()  # (groups, G)
@@ -181,8 +181,8 @@ class GrpoTrainer(Shared, compat.GrpoHook):
         return {name: value.item() for name, value in found.items()} | {"groups/tried": len(groups)}
 
     def last_samples(self, count: int) -> Rows:
-        """Return the newest completions for a person to read: problem, all turns with their programs and what
-        these printed, rewards and advantage."""
+        """Return the newest `count` completions for a person to read: the problem, all turns with programs
+        and their output, the rewards and the advantage."""
         logs, found = compat.last_completions(self), []
         for i in range(-min(count, len(logs["completion"])), 0):
             text = ""
@@ -203,19 +203,19 @@ class GrpoTrainer(Shared, compat.GrpoHook):
     ) -> Any:
         """Return TRL's log-probabilities and entropies (rows, logits_to_keep) and its auxiliary loss.
 
-        On a CPU, compute up to four parts, each padded to its own longest row only. A large vocabulary takes
-        parts of at most TOKENS, of which only the last keeps its activations; where prompts are long beside
-        their completions, `of_groups`. With vLLM, TRL asks for the same values before the loss and in it:
-        those of a large vocabulary are computed once.
+        On a CPU, compute up to four parts, each padded only to its own longest row. For a large vocabulary,
+        compute parts of at most TOKENS and keep only the last one's activations, or call `of_groups` if
+        prompts are long compared with completions. With vLLM, TRL asks for the same values before the loss
+        and in it; for a large vocabulary they are computed once.
         """
         if input_ids.device.type != "cpu" or compat.goes_around(self):
             return compute(input_ids, attention_mask, logits_to_keep)
-        rows, width = input_ids.shape  # prompts are padded on their left and completions on their right
+        rows, width = input_ids.shape  # prompts are padded on the left, completions on the right
         asked = list(map(tuple, torch.cat([input_ids * attention_mask, attention_mask], 1).tolist()))
         with_gradient, training = torch.is_grad_enabled(), self.model.training
         if with_gradient and self.kept:
             (places, found), self.kept = self.kept, None
-            at = [places.get(row) for row in asked]  # they were shuffled meanwhile
+            at = [places.get(row) for row in asked]  # TRL has shuffled the rows since
             if packed and None not in at:
                 return found[0][at], found[1][at], None
         seen, prompts = attention_mask.sum(), attention_mask[:, : width - logits_to_keep].sum()
@@ -258,18 +258,18 @@ class GrpoTrainer(Shared, compat.GrpoHook):
     def of_groups(
         self, compute: Any, packed: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int
     ) -> tuple[torch.Tensor, torch.Tensor, None] | None:
-        """Return what `log_probs` does, each prompt computed once for all of its completions. None for a
-        model that takes masks in another way, which the shortest line shows.
+        """Return what `log_probs` returns, but compute each prompt once for all its completions. Return None
+        if the model does not follow such a mask, which the shortest line tests.
 
-        A line is a prompt and its completions. Each begins with the prompt's last token again, sees the
-        prompt and itself, and has the positions that it would have alone:
+        A line is a prompt and its completions. Each completion repeats the prompt's last token first, attends
+        to the prompt and itself, and has the positions that it would have alone:
 
             token     p1 p2  p3 a1 a2  p3 b1
             position   0  1   2  3  4   2  3
             target     -  -  a1 a2 a3  b1 b2
 
-        A part is some lines of at most TOKENS. Only the last keeps its activations, for the backward pass
-        begins with it; the others are computed again for their gradient.
+        A part is one line, or several of at most TOKENS in all. Only the last part keeps its activations,
+        because the backward pass begins with it; the others are recomputed for their gradient.
         """
         rows, width = input_ids.shape
         start, none, lines = width - logits_to_keep, -100, {}  # type: ignore[var-annotated]
@@ -312,11 +312,11 @@ class GrpoTrainer(Shared, compat.GrpoHook):
 
 
 class Samples(TrainerCallback):
-    """Keeps a few completions in samples.jsonl, and warns when the log-probabilities of vLLM and of the
-    trainer differ by more than rounding.
+    """Writes a few completions to samples.jsonl, and warns if the log-probabilities of vLLM and the trainer
+    differ by more than rounding.
 
-    TRL scores a step's completions with both, right after it has sent vLLM the step's weights: weights that
-    did not arrive show at once. At the first step both have those that the stage starts from.
+    TRL scores a step's completions with both, right after it has sent vLLM the step's weights, so weights
+    that did not arrive show at once. At the first step both have the weights that the stage starts from.
     """
 
     def __init__(self, trainer: Any, path: Path, every: int):
@@ -329,7 +329,7 @@ class Samples(TrainerCallback):
             append_lines(self.path, [{"step": state.global_step} | sample for sample in samples])
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Add the bound to the newest record, and warn of the first step in a row that is above it."""
+        """Add the bound to the newest record, and warn at the first of consecutive steps above it."""
         record = state.log_history[-1]
         if DIFFERENCE not in record:
             return
@@ -346,15 +346,14 @@ class Samples(TrainerCallback):
 
 # ---- Completions that run Python (`grpo.tools`): the solver's sandbox and tool calls, in TRL's rollouts
 #
-# A completion is a conversation: the turns that the model writes are trained on, and what its programs print
-# is outside the loss (TRL's `tool_mask`). Rewards read the last turn; lengths are those of the whole
-# conversation. TRL runs the programs of a step one after another, each for at most `inference.tool_seconds`;
-# whether a slow one ends in time depends on the machine. Out of scope: fenced blocks and Harmony, which are
-# no tool calls to TRL.
+# A completion is a conversation: the model's turns are trained on, and the output of its programs is left out
+# of the loss (TRL's `tool_mask`). Rewards read the last turn; lengths count the whole conversation. TRL runs
+# a step's programs one after another, each for at most `inference.tool_seconds`; whether a slow one ends in
+# time depends on the machine. Out of scope: fenced blocks and Harmony, which are not tool calls to TRL.
 
 
 class ToolSession:
-    """The programs of one completion: an environment of TRL's, whose public methods are tools."""
+    """Runs the programs of one completion: a TRL environment, whose public methods are tools."""
 
     def __init__(self, tokenizer: Any, seconds: float):
         self._tokenizer, self._seconds, self._programs = tokenizer, seconds, Programs(seconds)
@@ -367,13 +366,13 @@ class ToolSession:
         return escape_special_tokens(self._tokenizer, self._programs.run(code).shown)
 
     python.__doc__ = f"{PYTHON['function']['description']}\n\nArgs:\n    code: The program."
-    del python.__annotations__["return"]  # the solver says nothing of it
+    del python.__annotations__["return"]  # the solver's description has none
 
 
 def trainer_arguments(profile: Profile, model: Any, tokenizer: Any, args: Any) -> dict[str, Any]:
-    """Return what TRL's GRPOTrainer takes so that completions run Python, nothing without `grpo.tools`, and
-    set the number of their calls in `args`. AimoError when the parser does not fit the model, or nothing can
-    be confined here."""
+    """Return the arguments that let TRL's GRPOTrainer run Python in completions, none without `grpo.tools`,
+    and set the limit of calls in `args`. Raise AimoError if the parser does not fit the model, or if this
+    machine cannot confine programs."""
     if not (profile.grpo and profile.grpo.tools):
         return {}
     settings = profile.solver_settings(model.config.name_or_path)
@@ -381,10 +380,10 @@ def trainer_arguments(profile: Profile, model: Any, tokenizer: Any, args: Any) -
     if not has_sandbox():
         raise AimoError("grpo.tools: programs cannot be confined on this machine; set it to false")
     own = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}  # as TRL takes them
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}  # as in TRL
 
     def parse_response(ids: list[int], prefix: list[int] | None = None) -> dict[str, Any]:
-        """Read a turn as the solver does: its first call, if it has ended."""
+        """Read a turn as the solver does: take its first call, if the turn has ended."""
         finished = bool(ids) and ids[-1] in ends
         written = Completion(tokenizer.decode(ids[:-1] if finished else ids), ids, finished)
         call = find_tool_call(parser, written)
@@ -394,8 +393,8 @@ def trainer_arguments(profile: Profile, model: Any, tokenizer: Any, args: Any) -
         return call.message | {"tool_calls": [{"type": "function", "function": function}]}
 
     args.max_tool_calling_iterations = settings.tool_turns
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # of environments: TRL is pinned
-    asked = copy.copy(tokenizer)  # Transformers would save the template of responses with the model
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # environments warn; TRL is pinned
+    asked = copy.copy(tokenizer)  # or Transformers would save the response template with the model
     asked.response_template, asked.parse_response = {}, parse_response
     return {
         "processing_class": asked,

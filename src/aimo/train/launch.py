@@ -1,7 +1,7 @@
-"""`aimo launch`: a training stage in several processes, by `accelerate launch` with the configurations that
-TRL ships, or as a Slurm job.
+"""`aimo launch`: train a stage in several processes, with `accelerate launch` and the configurations that TRL
+ships, or as a Slurm job.
 
-Each process runs `python -m aimo.train.launch sft --profile tiny`: the notebook without pictures.
+Each process runs, for example, `python -m aimo.train.launch sft --profile tiny`: the notebook without plots.
 """
 
 import atexit
@@ -74,20 +74,20 @@ def train_stage(
         rows = dpo.sample_pairs(start, rows, run)
     if only_sample:
         return
-    # ZeRO-3 shards the weights as they are read, if DeepSpeed's configuration exists by then, and is kept.
+    # ZeRO-3 shards the weights while they load, but only if DeepSpeed's configuration exists and is kept.
     sharding = arguments.stage_arguments(run) if arguments.zero_3() else None
     model = models.load_model(start, run.profile, with_vllm=bool(grpo and grpo.generation == "vllm"))
     tokenizer = models.load_tokenizer(start, run.profile)
     more = {"test": prepare.read_set(data, "sft_test")} if name == "sft" else {}
     more["probe"] = prepare.read_set(data, "grpo_test")
     log = models.training_of(name)(model, tokenizer, rows, run, **more)
-    del sharding, model  # what holds the process group
+    del sharding, model  # they hold the process group
     if trainers.leave_group():
         trainers.finish(run, tokenizer, log)
 
 
 def run_process() -> None:
-    """Run one process of a job. Only the main one prints; an AimoError is one line, as in `aimo`."""
+    """Run one process of a job. Only the main process prints; an AimoError is one line, as in `aimo`."""
     status: Any = 1
     if int(os.environ.get("RANK", 0)):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -100,7 +100,7 @@ def run_process() -> None:
         status = e.code or 0
     except BaseException:
         traceback.print_exc()
-    # Leave without taking the interpreter down: a thread of a library, such as gloo, that still runs may then
+    # Exit without shutting the interpreter down: a library's thread that still runs, such as gloo's, might
     # abort the process ("terminate called without an active exception"), and the job would count as failed.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -108,7 +108,7 @@ def run_process() -> None:
     os._exit(status)
 
 
-# ---- Several
+# ---- Several processes
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Job:
     devices: int  # GPUs of each node, or CPU processes
     nodes: int = 1
     cpu: bool = False
-    offload: str | None = None  # what ZeRO keeps in the host's memory: `optimizer`, or `all`, parameters too
-    accelerate: str | None = None  # a configuration file of accelerate's in place of TRL's for the strategy
+    offload: str | None = None  # what ZeRO keeps in host memory: `optimizer`, or `all` for parameters too
+    accelerate: str | None = None  # an accelerate configuration file, instead of TRL's for the strategy
     serve_gpus: int = 0  # how many of the GPUs serve vLLM instead of training
 
     @property
@@ -132,8 +132,8 @@ class Job:
         return (self.devices - self.serve_gpus) * self.nodes
 
     def served_in(self, profile: Profile) -> tuple[int, int]:
-        """Return into how many parts the server splits the model, which it does between attention heads, and
-        how many copies of them it holds: of a dense model, one."""
+        """Return how many shards the server splits the model into, between attention heads, and how many
+        copies of the model it holds: one if the model is dense."""
         gpus, described = self.serve_gpus or self.devices, config.locate(profile.model.base) / "config.json"
         if not described.exists():
             return gpus, 1
@@ -145,12 +145,12 @@ class Job:
     def command(
         self, what: str, profile: Profile, folder: Path, rank: str = "0", host: str = HOST, port: str = "8000"
     ) -> str:
-        """Return a shell command of the run in `folder`: vLLM's to `sample` what the stage trains on, in one
-        process; accelerate's to `train` it on node `rank`; or TRL's to `serve` GRPO's policy.
+        """Return a shell command for the run in `folder`: to `sample` what the stage trains on with vLLM, in
+        one process; to `train` it with accelerate on node `rank`; or to `serve` GRPO's policy with TRL.
 
-        The server takes the last `serve_gpus`, or a node of its own. It asks for no key, so `host` is the one
-        address that it answers at. Several nodes meet at MASTER_ADDR, the first of them, and MASTER_PORT.
-        `rank`, `host` and `port` are words of the shell.
+        The server takes the last `serve_gpus`, or a node of its own. It asks for no key, so it answers only
+        at `host`. Several nodes meet at MASTER_ADDR, the address of the first, and MASTER_PORT. `rank`,
+        `host` and `port` are shell words, inserted as they are.
         """
         every, trains = self.devices, self.devices - self.serve_gpus
         first, end = {"sample": (0, every), "train": (0, trains), "serve": (trains, every)}[what]
@@ -180,7 +180,7 @@ class Job:
         name = "single_gpu" if self.strategy == "ddp" and self.processes == 1 else CONFIGS.get(self.strategy)
         trls_own = Path(trl.origin).parent / "accelerate_configs" / f"{name}.yaml"
         configuration = Path(self.accelerate).absolute() if self.accelerate else trls_own
-        meet = "--main_process_port 0"  # any that is free
+        meet = "--main_process_port 0"  # any free one
         if self.nodes > 1:
             meet = f'--machine_rank {rank} --main_process_ip "$MASTER_ADDR"'
             meet += ' --main_process_port "$MASTER_PORT"'
@@ -194,7 +194,7 @@ class Job:
 
 
 def strategy_of(file: str) -> str:
-    """Return the strategy that a configuration file of accelerate's asks for."""
+    """Return the strategy that an accelerate configuration file asks for; AimoError if it is no such file."""
     try:
         values = yaml.safe_load(Path(file).read_text())
         kind = values["distributed_type"]
@@ -207,7 +207,7 @@ def strategy_of(file: str) -> str:
 
 
 def check_job(job: Job, profile: Profile) -> None:
-    """Refuse combinations of options that cannot be trained on any machine."""
+    """Refuse combinations of options that no machine can train."""
     if job.stage not in TRAINED:
         raise AimoError(f"stage {job.stage!r} is not launched: use one of {', '.join(TRAINED)}")
     if job.stage not in profile.stages:
@@ -216,7 +216,7 @@ def check_job(job: Job, profile: Profile) -> None:
     ddp, sharded = job.strategy == "ddp", job.strategy in ("fsdp", "zero3")
     unsloth, known = profile.model.backend == "unsloth", job.strategy in CONFIGS or job.accelerate
     how = f"--strategy {job.strategy}"
-    refusals: dict[str, Any] = {  # what to tell, and when
+    refusals: dict[str, Any] = {  # message: whether it applies
         f"{how} is unknown: use one of {', '.join(CONFIGS)}": not known,
         f"{how}: accelerate shards models on GPUs only; with --cpu take ddp": job.cpu and not ddp,
         f"{how}: Unsloth does not train sharded models; set model.backend=transformers, or take ddp": unsloth
@@ -256,8 +256,8 @@ def check_job(job: Job, profile: Profile) -> None:
 def launch_job(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
     """Run a job on this machine, or write its Slurm script. `dry_run` only prints the commands or the script.
 
-    AimoError, before anything is written, for what cannot be trained so, and for what one of the processes
-    refused; StageError when one failed.
+    Raise AimoError if the job cannot be trained this way, before anything is written, or if a process refused
+    something; StageError if a process failed.
     """
     profile = config.load(job.profile, job.overrides)
     check_job(job, profile)
@@ -292,7 +292,7 @@ def launch_job(job: Job, slurm: bool = False, dry_run: bool = False) -> None:
     if job.strategy.startswith("zero"):
         arguments.require_package("deepspeed", f"--strategy {job.strategy}")
 
-    # The run's folder stays locked until the last process has ended, even where this one is killed.
+    # The run's folder stays locked until the last process has ended, even if this one is killed.
     run = runs.begin(job.stage, job.profile, job.run_dir, job.overrides)
     if runs.is_finished(run.dir, job.stage):
         print(f"{job.stage}: finished before, kept")
@@ -329,8 +329,8 @@ def follow(
     lock: Collection[int],
     server: "subprocess.Popen[bytes] | None" = None,
 ) -> None:
-    """Run a command to its end, or to that of the `server` that it needs, and tell why it failed. The
-    descriptors of `lock` stay open until the last process below it has ended."""
+    """Run a command until it, or the `server` that it needs, ends. If either fails, raise AimoError or
+    StageError with the reason. Descriptors of `lock` stay open until the last descendant has ended."""
     with vllm_process.running(shlex.split(command), output, lock) as process:
         while process.poll() is None:  # wait() would sleep through Ctrl-C: polars restarts it
             if server and server.poll() is not None:
@@ -348,8 +348,8 @@ def follow(
 
 
 def slurm_script(job: Job, profile: Profile, folder: Path, sample: str | None) -> str:
-    """Return `train.slurm`, filled in. GRPO with `generation: vllm_server` gets one more node, for the
-    server, unless `serve_gpus` of its own node serve."""
+    """Return `train.slurm`, filled in. GRPO with `generation: vllm_server` gets one more node for the server,
+    unless `serve_gpus` sets GPUs of its own node aside."""
     limit, logs = profile.training.time_limit_s, str(folder / "slurm")
     serves = bool(job.stage == "grpo" and profile.grpo and profile.grpo.generation == "vllm_server")
     train = job.command("train", profile, folder, rank='"$SLURM_PROCID"')

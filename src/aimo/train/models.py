@@ -1,7 +1,7 @@
-"""Load a model to train, ask it, and save it as a plain folder that vLLM loads.
+"""Load a model to train, generate with it, and save it as a plain folder that vLLM can load.
 
-Unsloth or Transformers with PEFT loads it. `load_model` imports Unsloth, which patches Transformers, PEFT and
-TRL: whatever imports those comes after it.
+Unsloth, or Transformers with PEFT, loads it. `load_model` imports Unsloth, which patches Transformers, PEFT
+and TRL, so import them after it.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ from aimo.run import hub, machine
 from aimo.run.runs import Run
 from aimo.train import arguments
 
-# Prompt and completion tokens that `complete` answers at once: their cache takes 4.6 GB of a 4B model.
+# Prompt and completion tokens that `complete` processes at once: their cache takes 4.6 GB for a 4B model.
 TOKENS_AT_ONCE = 2**15
-# Takes what Unsloth prints; loggers made meanwhile keep it, and vLLM asks it for a descriptor.
+# Receives what Unsloth prints. Loggers created meanwhile keep it, and vLLM asks it for a file descriptor.
 NOWHERE = open(os.devnull, "w")  # noqa: SIM115
-# The chat templates of `prompt.template`. A turn ends in the end-of-sequence token and nothing more: what is
-# trained is what is generated.
+# The chat templates of `prompt.template`. A turn ends in the end-of-sequence token and nothing more, so that
+# training and generation agree.
 TEMPLATES = {
     "plain": prompts.PLAIN,
     "chatml": "{%- for message in messages -%}"
@@ -48,7 +48,7 @@ Templates = str | dict[str, str]  # a tokenizer's chat template, or several by n
 
 def load_tokenizer(folder: Path, profile: Profile) -> Any:
     """Return the tokenizer with the profile's chat template and end-of-turn token, padding on the left.
-    AimoError for a template that cannot be trained with."""
+    Raise AimoError for a token or a template that cannot be trained with."""
     tokenizer, prompt = read_tokenizer(folder, padding_side="left"), profile.prompt
     if prompt.eos_token is not None:
         if prompt.eos_token not in tokenizer.get_vocab():
@@ -94,10 +94,10 @@ def load_tokenizer(folder: Path, profile: Profile) -> Any:
 
 
 def chat_template(prompt: Prompt, own: Templates | None) -> Templates:
-    """Return the profile's Jinja template, which adds the system prompt and ends a prompt in the opening tag.
+    """Return the profile's Jinja template. It adds the system prompt and, with `prefill`, the opening tag.
 
-    It is saved with the model: Transformers, vLLM and the kernels then build the same prompt from the folder.
-    `own` is the base model's template, or several. AimoError when there is no such template.
+    It is saved with the model, so Transformers, vLLM and the kernels build the same prompt from the folder.
+    `own` is the base model's template, or several by name. Raise AimoError if there is no such template.
     """
     if prompt.template == "model":
         if isinstance(own, dict):
@@ -133,7 +133,7 @@ def chat_template(prompt: Prompt, own: Templates | None) -> Templates:
 def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
     """Return a model ready to train: with LoRA adapters, or with all weights when `model.lora` is null.
 
-    `with_vllm`: Unsloth shares the weights with a vLLM engine, which GRPO then samples with (GPU only).
+    With `with_vllm`, Unsloth shares the weights with a vLLM engine, which GRPO then samples with (GPU only).
     """
     settings, lora, cuda = profile.model, profile.model.lora, machine.computes_on_gpu()
     loader = import_unsloth().FastLanguageModel if settings.backend == "unsloth" else None
@@ -175,7 +175,7 @@ def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
         )
 
     def answer(prompts: list[list[int]], max_tokens: int, end: int) -> list[list[int]] | None:
-        """Return the likeliest completions by Unsloth's vLLM; None when a prompt fills the context."""
+        """Return greedy completions from Unsloth's vLLM; None if a prompt fills the context."""
         from vllm import SamplingParams
 
         if settings.max_length and max(map(len, prompts)) >= settings.max_length:
@@ -185,7 +185,7 @@ def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
         found = model.vllm_engine.generate(asked, greedy, use_tqdm=False)
         return [output.outputs[0].token_ids for output in found]
 
-    if with_vllm:  # until its trainer is made; the adapters are new and change nothing
+    if with_vllm:  # until it has a trainer; new adapters have no effect yet
         adapted.answer = answer
     return adapted
 
@@ -193,19 +193,19 @@ def load_model(folder: Path, profile: Profile, with_vllm: bool = False) -> Any:
 def import_unsloth() -> Any:
     """Return Unsloth, imported without its banner.
 
-    Unsloth loads `vllm._C`. In vLLM for CPUs that is built for AVX-512 and bfloat16, and ends a process with
-    SIGILL where there is only AVX2: vLLM loads the build that fits first, and no other is found after it.
-    It also compiles losses with memory planning, whose views PyTorch reports: as an error where CI is set.
+    Unsloth loads `vllm._C`. vLLM for CPUs builds that for AVX-512 and bfloat16: with only AVX2, it ends the
+    process with SIGILL. So vLLM loads the build that fits first, and the import of `vllm._C` then fails.
+    Unsloth also compiles losses with memory planning; PyTorch reports its views, as an error if CI is set.
     """
     from vllm.platforms import current_platform  # the command line imports this module and starts no vLLM
 
     if current_platform.is_cpu():
         current_platform.import_kernels()
-        # None makes Python say that there is no such module.
+        # None makes Python raise ModuleNotFoundError.
         sys.modules.setdefault("vllm._C", None)  # type: ignore[arg-type]
-    compiling.error_on_custom_op_aliasing = False  # it warns
+    compiling.error_on_custom_op_aliasing = False  # warn instead
     with contextlib.redirect_stdout(NOWHERE):
-        import unsloth  # only where the profile asks for it: it patches the other libraries
+        import unsloth  # only if the profile asks for it: it patches the other libraries
     return unsloth
 
 
@@ -218,7 +218,7 @@ def after_unsloth() -> tuple[Any, Any]:
 
 
 def load_with_peft(folder: Path, profile: Profile) -> Any:
-    """Return what `load_model` does, without Unsloth."""
+    """Return what `load_model` returns, without Unsloth."""
     peft, transformers = after_unsloth()
     settings, lora = profile.model, profile.model.lora
     compute = getattr(torch, arguments.choose_dtype(profile)[0])
@@ -228,8 +228,8 @@ def load_with_peft(folder: Path, profile: Profile) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
-    # The model goes to this process's GPU. It stays on the CPU where there is none, and where accelerate or
-    # DeepSpeed place its shards.
+    # The model goes to this process's GPU. It stays on the CPU if there is none, or if accelerate or
+    # DeepSpeed will place its shards.
     on_cpu = arguments.is_sharded() or not machine.computes_on_gpu()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
@@ -239,7 +239,7 @@ def load_with_peft(folder: Path, profile: Profile) -> Any:
         attn_implementation=settings.attention,
     )
     if lora is None:
-        # As accelerate does when training starts; completions before that are computed in the same type.
+        # accelerate does the same when training starts; completions before that use the same dtype.
         in_type = torch.autocast(model.device.type, compute, enabled=compute != model.dtype)
         model.forward = in_type(model.forward)
         return model
@@ -250,18 +250,18 @@ def load_with_peft(folder: Path, profile: Profile) -> Any:
     adapters = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"
     )
-    # DeepSpeed's ZeRO-3 refuses adapters in another number type than the base's.
+    # DeepSpeed's ZeRO-3 refuses adapters whose dtype differs from the base's.
     return peft.get_peft_model(model, adapters, autocast_adapter_dtype=not arguments.with_deepspeed())
 
 
 def training_of(stage: str) -> Callable[..., list[dict[str, Any]]]:
-    """Return a stage's function, such as `train_sft`. Its module imports TRL: `load_model` comes first."""
+    """Return a stage's function, such as `train_sft`. Its module imports TRL, so call `load_model` first."""
     return getattr(importlib.import_module(f"aimo.train.{stage}"), f"train_{stage}")  # type: ignore[no-any-return]
 
 
 def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int, do_sample: bool = False) -> list[str]:
-    """Return the most likely completion of each row's prompt, or a sampled one; [] for no rows. Where vLLM
-    samples beside the trainer, it writes the most likely ones too."""
+    """Return the greedy completion of each row's prompt, or a sampled one with `do_sample`; [] for no rows.
+    If the trainer samples with vLLM, vLLM generates the greedy ones too."""
     if not rows:
         return []
     asked = [row["prompt"] for row in rows]
@@ -294,8 +294,8 @@ def complete(model: Any, tokenizer: Any, rows: Rows, max_tokens: int, do_sample:
 
 @contextlib.contextmanager
 def merged(model: Any) -> Iterator[None]:
-    """Let a model compute with its adapters merged in. Afterwards the weights are bit for bit what they were,
-    from a copy in the host's memory."""
+    """Merge a model's adapters into its weights inside the context. Afterwards, restore the weights bit for
+    bit from a copy in host memory."""
     kind = after_unsloth()[0].tuners.lora.LoraLayer
     layers: list[Any] = [m for m in model.modules() if isinstance(m, kind) and not m.merged]
     weights = [layer.get_base_layer().weight.data for layer in layers]
@@ -312,7 +312,7 @@ def merged(model: Any) -> Iterator[None]:
 
 
 def check_adapter(adapter: Path, base: Path) -> None:
-    """Refuse an adapter that was trained on another base; a base that moved with its run is the same."""
+    """Refuse an adapter trained on another base. A base that has moved with its run counts as the same."""
     path, remedy = adapter / "adapter_config.json", f"remove {adapter}, or train it again"
     if not path.exists():
         return
@@ -326,9 +326,9 @@ def check_adapter(adapter: Path, base: Path) -> None:
 
 
 def save_model(run: Run, tokenizer: Any, figures: dict[str, Any]) -> None:
-    """Turn what training left in the stage's `trained` (an adapter, or all weights) into its folder `model`:
-    16-bit weights (32-bit where they were trained so), tokenizer, chat template, the solver's settings
-    (aimo.json) and a model card with `figures`.
+    """Build the stage's folder `model` from the adapter or the weights that training saved in `trained`. It
+    holds 16-bit weights (32-bit if the stage computes in float32), the tokenizer, the chat template, the
+    solver's settings (aimo.json) and a model card with `figures`.
 
     The folder is written whole or not at all. An adapter stays in `trained`.
     """
@@ -345,7 +345,7 @@ def save_model(run: Run, tokenizer: Any, figures: dict[str, Any]) -> None:
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     header = ModelCardData(
-        base_model=None if config.locate(named).is_dir() else named,  # the hub takes its own ids only
+        base_model=None if config.locate(named).is_dir() else named,  # the hub accepts only its own ids
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["aimo", "trl"],
@@ -368,8 +368,8 @@ def save_model(run: Run, tokenizer: Any, figures: dict[str, Any]) -> None:
 
 
 def push_trained(run: Run) -> None:
-    """Push the stage's model folder to where `training.push_to_hub` and `push_to_kaggle` say; to Kaggle as a
-    new version, compared with what arrived. AimoError when it is refused."""
+    """Push the stage's model folder to `training.push_to_hub` and, as a new version that is compared with
+    what arrived, to `training.push_to_kaggle`. Raise AimoError if a push is refused."""
     to, folder = run.profile.training, run.folder / "model"
     if to.push_to_hub:
         hub.push_model(folder, to.push_to_hub)

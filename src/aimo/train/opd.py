@@ -1,7 +1,7 @@
 """On-policy distillation (OPD, Agarwal 2023; Thinking Machines 2025), from problems to a trained model.
 
-The model that is trained, the student, writes; a stronger model, the teacher, grades every token of it. A row
-is a problem:
+The student, which is trained, writes completions; the teacher, a stronger model, grades each of their tokens.
+A row is a problem:
 
     prompt  [{"role": "user", "content": "What is 2 + 2?"}]
 
@@ -9,15 +9,15 @@ One step of TRL's trainer:
 
 1. Take B = `batch_size` x `gradient_accumulation_steps` prompts on each device, and sample one completion for
    each from the student, with Transformers or vLLM.
-2. Both models read prompt and completion: student and teacher logits (B, T, V) at the T completion tokens.
+2. Both models read prompt and completion, and give logits (B, T, V) at the T completion tokens.
 3. The loss is the mean over those tokens of the divergence between the two distributions over the vocabulary
    of V tokens: reverse KL(student || teacher), forward KL(teacher || student), or the Jensen-Shannon mixture.
 
-A teacher behind a server sends the log-probabilities of the sampled token and of its own likeliest tokens
-only: the divergence is that of those tokens and one more, which stands for all others.
+A teacher behind a server sends only the log-probabilities of the sampled token and of its own most likely
+tokens. The divergence is then over those tokens and one more, which represents all others.
 
-GRPO learns one number from a completion, OPD one from each of its tokens; but it needs a teacher with the
-same vocabulary, and ends at the teacher.
+GRPO learns from one number for each completion, OPD from one for each token. But OPD needs a teacher with the
+same vocabulary, and the student gets no better than the teacher.
 """
 
 import json
@@ -58,12 +58,12 @@ class OpdTrainer(Shared, trl.DistillationTrainer):
 
 
 class ServerOpdTrainer(Shared, compat.server_distillation()[0]):  # type: ignore[misc]
-    """The same with a teacher behind a server."""
+    """TRL's on-policy distillation with a teacher behind a server, with the shared part."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().compute_loss(*args, **kwargs)
-        except Exception as e:  # TRL raises bare ones for what a server answers
+        except Exception as e:  # TRL raises bare Exceptions for a server's answer
             if type(e) is not Exception and not isinstance(e, OSError | ValueError | TypeError | LookupError):
                 raise
             raise AimoError(
@@ -74,7 +74,7 @@ class ServerOpdTrainer(Shared, compat.server_distillation()[0]):  # type: ignore
 
 
 def train_opd(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | None = None) -> Log:
-    """Draw the model's completions of each problem towards the teacher's; return the records of
+    """Train the model towards the teacher on the model's own completions; return the records of
     `trainers.fit`. `probe` rows (`prompt`, `answer`) are answered every `opd.probe_steps`."""
     opd, kind = run.profile.opd, OpdTrainer
     assert opd
@@ -88,13 +88,13 @@ def train_opd(model: Any, tokenizer: Any, rows: Rows, run: Run, probe: Rows | No
     return fit(make_trainer(kind, run, **given), run, probe)
 
 
-# ---- Who may teach: a model whose tokens and end of turn are the student's, and that fits beside it, or a
+# ---- Teachers: a model that has the student's tokens and end of turn and fits beside it in memory, or a
 # server of such a model
 
 
 def check_early(profile: Profile, run_dir: Path) -> None:
-    """Refuse a teacher before the stages that come first, as far as that needs no download. One in the run's
-    own folder may be made by a stage before."""
+    """Refuse an unfit teacher before the earlier stages run, as far as that needs no download. Skip a teacher
+    in the run's own folder: an earlier stage may still make it."""
     opd, base = profile.opd, config.locate(profile.model.base)
     if not opd or not base.is_dir():
         return
@@ -107,8 +107,8 @@ def check_early(profile: Profile, run_dir: Path) -> None:
 
 
 def check_teacher(name: str, tokenizer: Any, student: Any) -> Path:
-    """Return the folder of a teacher, a path or a hub id. AimoError where its token ids or end of turn are
-    not those of the `student`, a configuration: it would grade texts that nobody wrote."""
+    """Return the folder of a teacher, a path or a hub id. Raise AimoError if its token ids or end of turn
+    differ from those of `student`, a configuration: it would grade texts that nobody wrote."""
     folder = hub.local_folder(name, key="opd.teacher")
     check_model_folder(folder)
     theirs = read_tokenizer(folder)
@@ -132,7 +132,7 @@ def check_teacher(name: str, tokenizer: Any, student: Any) -> Path:
 
 
 def load_teacher(folder: Path, run: Run) -> Any:
-    """Return the frozen teacher in the number type of the stage, if it fits beside the student."""
+    """Return the frozen teacher in the stage's dtype; AimoError if it does not fit beside the student."""
     dtype = getattr(torch, arguments.choose_dtype(run.profile)[0])
     stored = getattr(torch, str(AutoConfig.from_pretrained(folder).dtype or "float32").removeprefix("torch."))
     needed = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -152,8 +152,8 @@ def load_teacher(folder: Path, run: Run) -> Any:
 
 
 def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
-    """Refuse a server that cannot grade what the student writes: it sends no log-probabilities, has other
-    tokens, ends a turn with another, or has no room for the longest completion."""
+    """Refuse a server that cannot grade the student's completions: it sends no log-probabilities, has other
+    tokens, ends a turn differently, or has no room for the longest completion."""
     loop, client = BackgroundLoop(), open_client(opd.teacher, 0)
     told = f"opd.teacher: {address(client)}"
 
@@ -179,7 +179,7 @@ def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
         ours = {i: tokenizer.decode([i]) for i in sorted(tokenizer.get_vocab().values())}
         ids, size, apart = list(ours), min(IDS, room - 2), []
         for part in (ids[begin : begin + size] for begin in range(0, len(ids), size)):
-            prompt = [part[0], *part]  # nothing grades a first token
+            prompt = [part[0], *part]  # a first token has no log-probability
             answer = ask("/completions", prompt=prompt, max_tokens=1, prompt_logprobs=0)
             try:
                 graded = answer["choices"][0]["prompt_logprobs"][1:]
@@ -189,14 +189,14 @@ def check_teacher_server(opd: Opd, tokenizer: Any) -> None:
                     f"{told} returns no log-probabilities of a prompt's tokens; {SERVE}"
                 ) from None
             pairs = ((i, ours[i], text) for i, text in zip(part, theirs, strict=True))
-            apart += [(i, a, b) for i, a, b in pairs if a != b and "\ufffd" not in a + b]  # parts of a letter
+            apart += [(i, a, b) for i, a, b in pairs if a != b and "\ufffd" not in a + b]  # partial letters
         if apart:
             raise AimoError(f"{told} {OTHER.format(*apart[0], len(apart) - 1)}")
         talk = [*prompts.as_prompt("1 + 1?"), {"role": "assistant", "content": "2"}]
         root = address(client).removesuffix("/v1")
         turn = ask(f"{root}/tokenize", messages=talk, add_generation_prompt=False)
         shown = turn.get("tokens") if isinstance(turn, dict) else None
-        last = shown[-4:] if isinstance(shown, list) else []  # some families end it in a line break too
+        last = shown[-4:] if isinstance(shown, list) else []  # some families add a line break
         if tokenizer.eos_token_id not in last:
             raise AimoError(f"{told} {END.format(repr(tokenizer.decode(last)), tokenizer.eos_token)}")
     finally:

@@ -6,8 +6,8 @@ A row is a conversation:
     completion  [{"role": "assistant", "content": "<think>2 + 2 = 4</think>\\boxed{4}"}]
 
 The loss is the mean negative log-likelihood of the completion's tokens; the prompt's tokens carry no loss.
-Rows become token ids once, on disk, for all processes and later starts. To pad little, they are packed into
-full contexts, or a step holds rows of similar length.
+Rows are tokenised once, onto disk, for all processes and later starts. To save padding, they are packed into
+full contexts, or a step takes rows of similar length.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from aimo.train import arguments, compat, models, trainers
 from aimo.train.trainers import Log, Shared, fit, make_trainer, rows_per_step
 
 POOL = 50  # steps whose rows are sorted by length together
-LOOKED_AT = 256  # rows whose least likely token is shown where none is dropped for it
+LOOKED_AT = 256  # rows whose least likely token is shown if `min_logprob` drops none
 
 
 def train_sft(
@@ -40,8 +40,8 @@ def train_sft(
 ) -> Log:
     """Fine-tune the model on `prompt` and `completion` rows; return the records of `trainers.fit`.
 
-    `data.sft.min_logprob` drops rows with a token that the model finds less likely. Rows longer than
-    `model.max_length` are cut there. The loss on `test` rows is logged every `sft.eval_steps`; `probe` rows
+    `data.sft.min_logprob` drops rows that have a less likely token. Rows longer than `model.max_length` are
+    cut. The loss on `test` rows is logged every `sft.eval_steps`; `probe` rows
     (`prompt`, `answer`) are answered every `sft.probe_steps`.
     """
     sft, args = run.profile.sft, arguments.stage_arguments(run)
@@ -68,7 +68,7 @@ def train_sft(
         sets.append(dataset)
     given = {"train_dataset": sets[0], "eval_dataset": sets[1], "processing_class": tokenizer}
     trainer = make_trainer(SftTrainer, run, model=model, args=args, **given)
-    if sft.packing and not args.packing:  # Unsloth only logs that it leaves it out
+    if sft.packing and not args.packing:  # Unsloth only logs that it does not pack
         raise AimoError(
             "sft.packing: Unsloth does not pack the rows of this model; set it to false, or take "
             "model.backend transformers"
@@ -86,11 +86,11 @@ def min_logprob(run: Run) -> float | None:
 
 
 def worst_tokens(model: Any, tokenizer: Any, rows: Rows, run: Run) -> Rows:
-    """Return the least likely token of each row's completion under the model as it is before training:
-    `log_prob` in nats, and `token`, its text.
+    """Return the least likely token of each row's completion under the model before training: `log_prob` in
+    nats, and `token`, its text.
 
-    Of all rows where `data.sft.min_logprob` is set, else of the first ones. The stage's folder keeps them, by
-    a hash of the rows. A token that the trainer cuts off counts too.
+    Read all rows if `data.sft.min_logprob` is set, or else the first LOOKED_AT. Keep the result in the
+    stage's folder, with a hash of the rows. Tokens that the trainer cuts off count too.
     """
     path = run.folder / "worst_tokens.json"
     rows = rows if min_logprob(run) is not None else rows[:LOOKED_AT]
@@ -118,8 +118,8 @@ def worst_tokens(model: Any, tokenizer: Any, rows: Rows, run: Run) -> Rows:
 def encode(rows: Rows, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
     """Return the token ids of each row's prompt and completion.
 
-    They are encoded apart, so that the prompt's tokens are those of generation: in one text, its end may
-    merge with what follows (`>` and `a` into `>a`).
+    They are encoded separately, so that the prompt has the same tokens as in generation. In one text, its end
+    might merge with what follows (`>` and `a` into `>a`).
     """
     prompts, talks = [r["prompt"] for r in rows], [r["prompt"] + r["completion"] for r in rows]
     asked = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
@@ -144,15 +144,15 @@ def tokenize(rows: Rows, tokenizer: Any, num_proc: int | None = None) -> Dataset
 
 
 def lengths_of(dataset: Any) -> Any:
-    """Return the rows' numbers of tokens, in Arrow."""
+    """Return each row's number of tokens, as an Arrow array."""
     return pc.list_value_length(dataset.with_format("arrow")[:]["input_ids"])
 
 
 def read_or_tokenize(rows: Rows, tokenizer: Any, args: Any, folder: Path) -> Dataset:
-    """Return the rows as `tokenize` gives them, read from the stage's folder or written there.
+    """Return the tokenised rows from the stage's folder. If they are not there, `tokenize` and write them.
 
-    A hash of what determines the token ids names their folder: the rows, the tokenizer's files and its chat
-    template. TRL's `dataset_num_proc` processes of the main one make them; the others wait and read.
+    Their folder is named after a hash of what determines the token ids: the rows, the tokenizer's files and
+    its chat template. The main process tokenises in `dataset_num_proc` processes; the others wait and read.
     """
     digest = hashlib.sha256()
     for row in rows:
@@ -172,8 +172,8 @@ def read_or_tokenize(rows: Rows, tokenizer: Any, args: Any, folder: Path) -> Dat
 
 
 def pack_rows(run: Run, push_to_hub: str | None = None) -> None:
-    """Tokenise and pack a run's SFT set as training would, print where, and push it to a dataset if asked.
-    `datasets` finds the packed rows again by a hash of what made them; Unsloth's on a GPU have another."""
+    """Tokenise and pack a run's SFT set as training would, print its file, and push it to a dataset if asked.
+    `datasets` finds the packed rows again by a hash of how they were made; Unsloth on a GPU has another."""
     profile, length = run.profile, run.profile.model.max_length
     assert profile.sft and length
     if not profile.sft.packing:
@@ -209,8 +209,8 @@ class SftTrainer(Shared, compat.SftHook):
 
 
 class ByLength:
-    """A sampler of rows in random order, in which the rows of a step are neighbours in length among the rows
-    of `POOL` steps. The longest comes first, so that a step that does not fit in memory fails at once."""
+    """A sampler that shuffles rows, sorts the rows of each `POOL` steps by length, and shuffles the steps.
+    The longest row comes first, so that a step that does not fit in memory fails at once."""
 
     def __init__(self, lengths: list[int], rows_per_step: int):
         self.lengths, self.rows_per_step = lengths, rows_per_step

@@ -1,8 +1,8 @@
-"""What the stages share: build TRL's trainer, train from the last checkpoint to the end, and finish.
+"""Code that the stages share: build TRL's trainer, train from the last checkpoint to the end, and finish.
 
-A stage leaves in its folder checkpoints, `log.jsonl` with the figures of every step, and `trained`, the
-adapter or the weights. Started again, it continues from its last checkpoint. What it saves is read again and
-compared with what was trained: `served.json` keeps log-probabilities of held-out problems' replies.
+A stage's folder holds checkpoints, `log.jsonl` with the figures of every step, and `trained`, the adapter or
+the weights. A restarted stage continues from its last checkpoint. The saved model is read back and compared
+with the trained one: `served.json` keeps log-probabilities of replies to held-out problems.
 """
 
 import contextlib
@@ -46,8 +46,8 @@ REFERENCE = "ref"  # TRL's name for its copy of an adapter
 
 
 class Seeded:
-    """A sampler whose order depends on the seed and the epoch alone: Transformers 5.17 and TRL 1.15 resume a
-    run in a later epoch with the first epoch's order."""
+    """A sampler whose order depends only on the seed and the epoch. Without it, Transformers 5.17 and TRL
+    1.15 resume a run in a later epoch with the first epoch's order."""
 
     def __init__(self, sampler: Any, trainer: Any):
         self.sampler, self.trainer = sampler, trainer
@@ -63,12 +63,12 @@ class Seeded:
 
 
 class Shared(compat.OrderHook):
-    """The part that the trainers share: the order of rows, what the stage does now, and an end at the first
+    """A base class of all trainers: it orders rows, reports what the stage is doing, and stops at the first
     loss or gradient that is not finite. `make_trainer` sets `run`."""
 
     first_row: Any = ()  # token ids of the newest batch's first row
-    sampled_ids: Any = None  # those of the newest batch, of a stage that samples what it trains on
-    phase = speed = ""  # what it does now, and its tokens per second
+    sampled_ids: Any = None  # token ids of the newest batch, if the stage samples what it trains on
+    phase = speed = ""  # what the stage is doing, and its tokens per second
 
     def order_rows(self, sampler: Any) -> Any:
         return Seeded(sampler, self)
@@ -95,7 +95,7 @@ class Shared(compat.OrderHook):
         return result
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Return those of a batch; of the last one where TRL samples it, as `inputs` are texts there."""
+        """Return a batch's operations: the newest batch's if TRL samples it, as `inputs` are then texts."""
         inputs = inputs if self.sampled_ids is None else {"input_ids": self.sampled_ids}
         return int(super().floating_point_ops(inputs))
 
@@ -104,12 +104,12 @@ class Shared(compat.OrderHook):
         if rate := self.state.log_history[-1].get("tokens_per_second"):
             self.speed = f"{rate:,.0f} tokens/s"
         self.tell()
-        if not self.args.fp16:  # there the trainer itself skips steps whose gradient overflows
+        if not self.args.fp16:  # with fp16, the trainer skips steps whose gradient overflows
             self.check_finite("gradient", float(logs.get("grad_norm", 0.0)), self.state.global_step)
 
     def check_finite(self, what: str, value: float, step: int) -> None:
-        """Raise AimoError for a value that is not finite: the batch, likely causes, what to set, and the last
-        good checkpoint."""
+        """Raise AimoError if a value is not finite. It names the batch, likely causes, what to set, and the
+        last good checkpoint."""
         if math.isfinite(value):
             return
         stage, profile = self.run.stage, self.run.profile
@@ -138,29 +138,29 @@ def rows_per_step(args: Any) -> int:
 
 
 def make_trainer(kind: Any, run: Run, **given: Any) -> Any:
-    """Return a trainer; what TRL refuses of the configuration becomes one line.
+    """Return a trainer. Raise AimoError, in one line, if TRL refuses the configuration.
 
-    GRPO and OPD sample completions: from vLLM in this process, a server, or the model itself.
+    GRPO and OPD sample completions from vLLM in this process, a server, or the model itself.
     """
     args, model = given["args"], given["model"]
     generation = getattr(getattr(run.profile, run.stage), "generation", None)
     compat.patch_trl()
     if generation == "vllm":
         vllm_process.set_environment()
-        if os.environ.get("MASTER_PORT", "0") == "0":  # TRL would take 29500, as another run may meanwhile
+        if os.environ.get("MASTER_PORT", "0") == "0":  # TRL would take 29500, and so may another run
             os.environ["MASTER_PORT"] = str(vllm_process.free_port("127.0.0.1", 0))
-    if generation and vars(model).pop("answer", None):  # by a vLLM of an interrupted training
+    if generation and vars(model).pop("answer", None):  # of an interrupted training's vLLM
         gc.collect()
     try:
         trainer = kind(**given)
     except ValueError as e:
         raise AimoError(f"{run.stage}: {' '.join(str(e).split())}") from None
-    # TRL copies a given adapter as the reference. Ours begins without effect: the reference is the base.
-    # And of a checkpoint with a copy, Transformers 5.17 reads the copy alone.
+    # TRL copies a given adapter as the reference. Ours starts without effect, so the base is the reference.
+    # Also, Transformers 5.17 reads only the copy from a checkpoint that has one.
     if REFERENCE in getattr(model, "peft_config", ()):
         model.delete_adapter(REFERENCE)
-    # TRL casts the adapters of a four-bit model to bfloat16, where they lose small steps, and the scaler of
-    # float16 training refuses them. DeepSpeed casts and copies by itself.
+    # TRL casts a four-bit model's adapters to bfloat16. They then lose small steps, and the gradient scaler
+    # of float16 training refuses them. DeepSpeed casts and copies on its own.
     if not arguments.with_deepspeed():
         for weight in trainer.model.parameters():
             if weight.requires_grad and weight.dtype != torch.float32:
@@ -170,15 +170,15 @@ def make_trainer(kind: Any, run: Run, **given: Any) -> Any:
     if generation == "vllm":
         set_seed(args.seed, device_specific=True)  # vLLM has set another in this process
     if generation and args.use_vllm:
-        model.answer = trainer.vllm_generation.answer  # what `models.complete` asks
-    # On a GPU, vLLM and Unsloth make it unnecessary; a model that will be sharded is on the CPU until then.
+        model.answer = trainer.vllm_generation.answer  # `models.complete` calls it
+    # On a GPU, vLLM and Unsloth replace both. Ask `args.device`: a model to be sharded is still on the CPU.
     if generation and args.device.type == "cpu":
         trainer.add_callback(callbacks.Trim())
         if run.profile.model.lora:
             generate = model.generate
 
             @functools.wraps(generate)
-            def merged(*args: Any, **kwargs: Any) -> Any:  # a third of the matrix products
+            def merged(*args: Any, **kwargs: Any) -> Any:  # takes a third of the matrix products
                 with models.merged(model):
                     return generate(*args, **kwargs)
 
@@ -187,15 +187,15 @@ def make_trainer(kind: Any, run: Run, **given: Any) -> Any:
 
 
 def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
-    """Train to the end, from the last complete checkpoint; leave the adapter or the weights in `trained`, of
-    the best model probed where there are `probe` rows.
+    """Train from the last complete checkpoint to the end. Save the adapter or the weights to `trained`: those
+    of the best probed model, if there are `probe` rows.
 
-    Return the records with a loss or a probe, and at the end the stage's totals. AimoError for too few rows
-    to make a step, a model that an interrupted training has changed, a loss that is not finite, and a device
-    without enough memory.
+    Return the records with a loss or a probe, followed by the stage's totals. Raise AimoError if the rows are
+    too few for a step, if an interrupted training has changed the model, if a loss or gradient is not finite,
+    or if the device has not enough memory.
     """
     stage, folder, args = run.stage, run.folder, trainer.args
-    # TRL would train no step of too few rows, and finish.
+    # With too few rows, TRL would finish without training a step.
     rows, needed, remedy = len(trainer.train_dataset), 1, "take more rows"
     if stage == "grpo":
         needed = args.generation_batch_size // trainer.num_generations
@@ -214,7 +214,7 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
     if runs.by_hand():
         trainer.add_callback(callbacks.Live(run, trainer))
 
-    with args.main_process_first(local=False):  # it removes what is incomplete, or came after
+    with args.main_process_first(local=False):  # it removes what is incomplete or newer
         checkpoint = callbacks.last_checkpoint(folder)
         if trainer.is_world_process_zero():
             last = runs.step_of(Path(checkpoint)) if checkpoint else 0
@@ -222,7 +222,7 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
             for path in filter(Path.exists, (folder / "probes.jsonl", folder / "samples.jsonl")):
                 lines = read_lines(path) if last else []
                 write_lines(path, [line for line in lines if line["step"] <= last])
-            if checkpoint:  # of aimo 1.0.1: see `make_trainer`
+            if checkpoint:  # aimo 1.0.1 left this: see `make_trainer`
                 shutil.rmtree(Path(checkpoint, REFERENCE), ignore_errors=True)
     if checkpoint:
         models.check_adapter(Path(checkpoint), Path(model.config.name_or_path))
@@ -275,8 +275,8 @@ def fit(trainer: Any, run: Run, probe: Rows | None) -> Log:
 
 
 def out_of_memory(run: Run, step: int) -> str:
-    """Return the message when memory runs out: the keys to change, and how the stage goes on with them. The
-    first advice keeps the rows of a step, and so what is learned."""
+    """Return the message for a lack of memory: the keys to change, and how to continue with them. The first
+    advice keeps the number of rows per step, so that the model learns the same."""
     stage, profile = run.stage, run.profile
     section, length = getattr(profile, stage), profile.model.max_length
     steps, options = section.gradient_accumulation_steps, []
@@ -302,17 +302,17 @@ def out_of_memory(run: Run, step: int) -> str:
         options.append({"model.load_in_4bit": True})
     told = f"{stage}: out of memory at step {step}; "
     for changes in options:
-        with contextlib.suppress(AimoError):  # a reward, say, may count on the longer completions
+        with contextlib.suppress(AimoError):  # a reward, say, may need the longer completions
             return told + runs.continue_with(run.dir, profile, stage, changes)
     smaller = "model.base or opd.teacher" if stage == "opd" else "model.base"
     return told + f"take a smaller {smaller}, or a device with more memory"
 
 
 def leave_group() -> bool:
-    """Leave the process group, in which a merge would be sharded; return whether this is the main process."""
+    """Leave the process group, which would shard a merge. Return whether this is the main process."""
     state = PartialState()
     state.wait_for_everyone()
-    gc.collect()  # the trainer, in cycles, holds DistributedDataParallel, and that the group
+    gc.collect()  # the trainer's reference cycles hold DistributedDataParallel, which holds the group
     state.destroy_process_group()
     unset_hf_deepspeed_config()
     return state.is_main_process
@@ -331,7 +331,7 @@ def summary(log: Log) -> dict[str, Any]:
 
 def finish(run: Run, tokenizer: Any, log: Log, **more: Any) -> dict[str, Any]:
     """Save the model, check that it computes what was trained, push it where the profile says, and record the
-    stage as finished. Return the recorded figures, `more` among them."""
+    stage as finished. Return the recorded figures, which include `more`."""
     figures = more | summary(log)
     models.save_model(run, tokenizer, figures | run.data_hash())
     figures |= check(run)
@@ -341,14 +341,14 @@ def finish(run: Run, tokenizer: Any, log: Log, **more: Any) -> dict[str, Any]:
     return figures
 
 
-ROWS, TOKENS = 64, 16  # held-out problems, and tokens that are written to each
-PART = 16  # of those problems, answered at once
+ROWS, TOKENS = 64, 16  # held-out problems, and the tokens generated for each
+PART = 16  # problems answered at once
 PIECE = 1024  # tokens whose log-probabilities are computed at once
 
 
 def log_probs(model: Any, pairs: Sequence[tuple[list[int], list[int]]], dtype: str) -> list[Reading]:
-    """Return the prompts of pairs of prompt and reply, both token ids, and the log-probabilities (n,) of each
-    reply's tokens, computed in `dtype`."""
+    """Return each pair's prompt with the log-probabilities (n,) of its reply's tokens, computed in `dtype`. A
+    pair is a prompt and a reply, both token ids."""
     found: list[Reading] = []
     was_training, compute = model.training, getattr(torch, dtype)
     model.eval()
@@ -365,8 +365,8 @@ def log_probs(model: Any, pairs: Sequence[tuple[list[int], list[int]]], dtype: s
 
 
 def remember(model: Any, tokenizer: Any, run: Run, probe: Rows | None) -> None:
-    """Keep in json of the stage what the trained model writes to held-out problems, with its
-    log-probabilities; nothing where the run has none, or where each process has a part of the model."""
+    """Write the trained model's replies to held-out problems, or else to `probe` rows, to `served.json`, with
+    log-probabilities. Remove that file if there are no rows, or if no process has the whole model."""
     path = run.folder / "served.json"
     rows = prepare.read_set(run.dir / "data", "heldout")[:ROWS] or (probe or [])[:ROWS]
     if not rows or arguments.is_sharded():
@@ -380,7 +380,7 @@ def remember(model: Any, tokenizer: Any, run: Run, probe: Rows | None) -> None:
         for talk, (ids, values) in zip(talks, read, strict=True):
             talk |= {"ids": ids, key: values}
 
-    # Adapters of a four-bit model are merged into other weights than the trainer's.
+    # A four-bit model's adapters are merged into weights that are not the trainer's.
     can_merge = settings.lora and not settings.load_in_4bit
     with torch.random.fork_rng(), models.merged(model) if can_merge else contextlib.nullcontext():
         torch.manual_seed(run.profile.seed)
@@ -399,8 +399,8 @@ def remember(model: Any, tokenizer: Any, run: Run, probe: Rows | None) -> None:
 
 
 def check(run: Run) -> dict[str, float]:
-    """Return the mean difference of the log-probabilities of the saved model, on a GPU with room for it, and
-    of the trained one. AimoError as `compare`."""
+    """Return the mean difference in log-probabilities between the saved model, on a GPU if that has room, and
+    the trained one; {} without `served.json`. Raise AimoError as `compare` does."""
     folder, kept = run.folder / "model", read_kept(run.folder)
     if not kept:
         return {}
