@@ -25,7 +25,7 @@ from aimo.inference.prompts import BackgroundLoop, Completion, Sampler, Until, e
 from aimo.inference.settings import Settings, resolve_settings
 from aimo.inference.storage import read_json
 
-CLOSE_S = 30  # that a failed engine gets to release its memory
+CLOSE_S = 30  # time for a failed engine to release its memory
 RETRY_S = 2  # between two attempts to load
 STARTED: "WeakSet[Engine]" = WeakSet()  # engines of this process; a notebook that is run again closes them
 UNKNOWN_MODEL = re.compile("architecture|model type|quantization method", re.IGNORECASE)

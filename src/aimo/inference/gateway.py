@@ -35,7 +35,7 @@ from aimo.inference.vllm_process import is_verbose, plan_for_this_machine, set_e
 from aimo.inference.voting import Stop
 
 ATTEMPTS = 3  # per question, each with another engine
-MIN_ATTEMPT_S = 60  # that a question must have left for another engine to be worth it
+MIN_ATTEMPT_S = 60  # a question with less time left is not worth another engine
 ANSWER_MARGIN_S = 30  # kept back from the time that Kaggle allows for one answer
 Predict = Callable[[Any, Any], pl.DataFrame]
 
@@ -240,7 +240,7 @@ def check_installed(settings: Settings) -> None:
 
 
 def start_engine(model: str, settings: Settings, seed: int, adapter: str | None) -> Engine:
-    """Start the engine. Print what should fit into the GPUs before, and how long each step takes."""
+    """Print what should fit into the GPUs and how long each step takes; start and return the engine."""
     check_model_folder(model)
     check_installed(settings)
     set_environment()

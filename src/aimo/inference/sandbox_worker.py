@@ -27,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-ERROR_LINES, ERROR_CHARS = 20, 2000  # the last ones of a traceback are returned
+ERROR_LINES, ERROR_CHARS = 20, 2000  # a traceback's last lines and characters are returned
 TOKEN = 16  # bytes that mark the end of a program's output
 
 

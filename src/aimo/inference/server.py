@@ -25,7 +25,7 @@ CONNECT_S = 10.0
 TIMEOUT = openai.Timeout(60.0, connect=CONNECT_S, read=None)  # streams may queue for a long time
 LATER = (408, 409, 425, 429)  # statuses after which the same request may succeed later
 RETRIES = 2  # of a request that a server refuses for now, after its Retry-After
-TRIES = 3  # at a stream that breaks off or holds no completion, each on the next server
+TRIES = 3  # attempts at a stream that breaks off or holds no completion, each on the next server
 
 
 def open_client(url: str, retries: int) -> AsyncOpenAI:

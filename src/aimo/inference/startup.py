@@ -92,7 +92,7 @@ def step(name: str) -> Iterator[None]:
 
 
 def collect_less() -> None:
-    """Collect garbage less often: it takes a quarter of vLLM's import time, and 2 s at exit."""
+    """Collect garbage less often: collection takes a quarter of vLLM's import time, and 2 s at exit."""
     gc.set_threshold(*gc.get_threshold()[:2], 1000)
     atexit.register(gc.freeze)
 

@@ -297,7 +297,7 @@ BATCH = 8192  # tokens of one step: vLLM keeps them before it drops what the sli
 
 
 def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json's keys of the language model, with Transformers' defaults for its type."""
+    """Return the language model's keys of a config.json, with Transformers' defaults for its type."""
     from transformers import AutoConfig
 
     whole = copy.deepcopy({**config})  # Transformers changes nested values
@@ -316,7 +316,7 @@ def rope_of(text: Mapping[str, Any]) -> dict[str, Any]:
 def context_limit(config: Mapping[str, Any]) -> int:
     """Return the longest context in tokens that a config.json allows, as vLLM 0.31 derives it.
 
-    vLLM reaches it only with the `hf_overrides` of `engine_arguments`. AimoError for a wrong type.
+    vLLM reaches it only with the `hf_overrides` of `engine_arguments`. AimoError if a value has a wrong type.
     """
     text, factor = language_model(config), 1.0
     try:

@@ -76,7 +76,7 @@ class IoiCode(Reward):
 
 @dataclass(config=strict)
 class CfCode(IoiCode):
-    """`cf_code`: in addition, how tests make a score."""
+    """`cf_code`: the options of `ioi_code`, and how tests make a score."""
 
     # Whether all tests pass, the share that passes, or the first plus a tenth of the second
     scoring_mode: Literal["pass_fail", "partial", "weighted_sum"] = "weighted_sum"
@@ -240,7 +240,7 @@ def get_reward_funcs(
 def load_function(name: str, code: str) -> RewardFunc:
     """Run a file's text and return the function that `name` ends in. AimoError if that fails.
 
-    The function raises a one-line AimoError if it fails, or returns no number or None for each completion.
+    It raises a one-line AimoError unless the user's code returns a number or None for each completion.
     """
     file, function = name.rsplit(":", 1)
 

@@ -198,7 +198,7 @@ def cf_code_reward(
 ) -> Rewards:
     """Return the score of the last block in the row's `language` (python or cpp) on a problem's tests.
 
-    `pass_fail`: 1 if it passes all, else 0. `partial`: the share that it passes. `weighted_sum`: the first
+    `pass_fail`: 1 if it passes all, or 0. `partial`: the share that it passes. `weighted_sum`: the first
     plus a tenth of the second. -0.1 for a program that does not compile, -1 without one, None without tests.
     `patch_code` adds the includes that C++ lacks. Columns: `id`, `official_tests`, `time_limit` (s),
     `memory_limit` (MB), `input_mode`, `generated_checker` and `language`. If CF_TESTS_FOLDER is set, its
@@ -303,7 +303,7 @@ def judged(
 
 # ---- a contest's programs on a Piston server ----
 
-TRIES, PAUSE_S = 5, 1.0  # at a request, each on the next server, and the first pause between them
+TRIES, PAUSE_S = 5, 1.0  # attempts at a request, each on the next server, and the first pause between
 
 
 @functools.cache

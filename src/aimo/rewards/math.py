@@ -64,7 +64,7 @@ def verdicts(
 
 @dataclass(config=strict)
 class Reward:
-    """Any reward; those without a class of their own have no other option."""
+    """The option of every reward; a reward without its own class has no other."""
 
     weight: float = field(default=1.0, kw_only=True)  # What it is multiplied by before rewards are added
 
@@ -152,7 +152,7 @@ def tag_count_reward(completions: Texts, prompt: Layout = None, **_: Any) -> Rew
 
 @dataclass(config=strict)
 class CodeFormat(Reward):
-    """`format`, with a fenced block of a language in the answer; a row's own `language` goes first."""
+    """`format`, with a fenced block in the answer: of the row's `language`, or the option's if it has none."""
 
     language: str = "python"  # Of rows that have none, such as python or cpp
     __name__ = "code_format_reward"
@@ -174,7 +174,7 @@ STEP = re.compile(r"Step \d+:|^(?:\d+\.|[-*])|First,|Second,|Next,|Finally,", re
 
 
 def reasoning_steps_reward(completions: Texts, **_: Any) -> Rewards:
-    """A third for each of the first three steps: `Step 1:`, `1.`, `-` or `*` at a line's start, `First,` …"""
+    """Return 1/3 for each of three steps at most: `Step 1:`, `1.`, `-` or `*` at a line's start, `First,` …"""
     return [min(1.0, len(STEP.findall(text_of(c))) / 3) for c in completions]
 
 
@@ -210,9 +210,9 @@ class RepetitionPenalty(Reward):
 
 @dataclass(config=strict)
 class SoftOverlongPunishment(Reward):
-    """TRL's: 0, and down to -1 over the last tokens of `max_completion_len` (DAPO, eq. 13).
+    """TRL's: 0, falling to -1 over the last tokens before `max_completion_len` (DAPO, eq. 13).
 
-    Characters count where there are no token ids.
+    Characters count if there are no token ids.
     """
 
     max_completion_len: Positive = 16384  # Where it reaches -1
@@ -231,7 +231,7 @@ class SoftOverlongPunishment(Reward):
 
 
 def recipe_answer(text: str, prompt: Layout) -> str | None:
-    """Return the text in the answer tags after the thought, if nothing follows them on the line, or None."""
+    """Return the text in the answer tags after the thought, or None; nothing may follow them on the line."""
     tags = prompt or DEFAULT_TAGS
     rest = text.partition(tags.think_end)[2].partition(tags.answer_start)[2]
     match = re.match(rf"(.+?){re.escape(tags.answer_end)}\s*$", rest, re.DOTALL | re.MULTILINE)

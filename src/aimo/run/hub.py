@@ -23,7 +23,7 @@ def refusals(message: str) -> Iterator[None]:
 
 
 def local_folder(base: str, revision: str | None = None, key: str = "model.base") -> Path:
-    """Return the model folder for a path or a hub id, which is downloaded at a branch, tag or commit.
+    """Return the model folder at a path, or download a hub id's at a branch, tag or commit.
 
     AimoError, which names the profile's `key`, if there is no such model or it is an adapter.
     """

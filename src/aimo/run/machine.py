@@ -48,7 +48,7 @@ def load_torch() -> Any:
 
 
 def computes_on_gpu() -> bool:
-    """Return whether torch uses a GPU. AimoError if there is one that it cannot use and nobody has hidden."""
+    """Return whether torch uses a GPU. AimoError if it cannot use a GPU that is not hidden."""
     torch = load_torch()
     if torch.cuda.is_available():
         return True

@@ -330,7 +330,7 @@ def unlock_all(_: Any = None) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """Return metrics.json, or an empty one. AimoError if its values have other types than they should."""
+    """Return metrics.json, or an empty one. AimoError if its values have the wrong types."""
     path, remedy = folder / "metrics.json", "restore it, or remove it to do the run's stages again"
     if not path.exists():
         return {"stages": {}}
