@@ -152,7 +152,7 @@ def tag_count_reward(completions: Texts, prompt: Layout = None, **_: Any) -> Rew
 
 @dataclass(config=strict)
 class CodeFormat(Reward):
-    """`format`, with a fenced block in the answer: of the row's `language`, or the option's if it has none."""
+    """`format`, with a fenced block in the answer: of the row's `language`, or the option's without one."""
 
     language: str = "python"  # Of rows that have none, such as python or cpp
     __name__ = "code_format_reward"
@@ -174,7 +174,7 @@ STEP = re.compile(r"Step \d+:|^(?:\d+\.|[-*])|First,|Second,|Next,|Finally,", re
 
 
 def reasoning_steps_reward(completions: Texts, **_: Any) -> Rewards:
-    """Return 1/3 for each of three steps at most: `Step 1:`, `1.`, `-` or `*` at a line's start, `First,` …"""
+    """Return 1/3 for each step, at most 1: `Step 1:`, `1.`, `-` or `*` at a line's start, `First,` …"""
     return [min(1.0, len(STEP.findall(text_of(c))) / 3) for c in completions]
 
 
