@@ -24,7 +24,7 @@ from aimo.run import hub, runs
 from aimo.run.progress import changing_line
 from aimo.train import models, sft
 
-LEAST = 4  # problems: of fewer, none can be held out
+LEAST = 4  # problems: with fewer, none can be held out
 
 
 def init_command(
@@ -70,7 +70,7 @@ def init_command(
             "sft": whole,
             "grpo": whole,
             "heldout": whole | {"rows": min(100, max(2, count // 5))},
-            "ngram": 30,  # words in a row: fewer are shared by problems of one family
+            "ngram": 30,  # consecutive words: problems of one family share shorter runs
         },
         "sft": rate | {"epochs": 2, "batch_size": small, "save_steps": 50},
         "grpo": rate
@@ -88,7 +88,7 @@ def init_command(
     kept = prepare.clean_sets(prepare.load_sets(profile), profile, tokenizer)
     kept = prepare.decontaminate_sets(kept, profile)
     head = f"# The problems of {path.name}, by `aimo init`. Every key: docs/profiles.md.\n"
-    written = json.loads(json.dumps(values))  # without YAML's marks of what stands twice
+    written = json.loads(json.dumps(values))  # so that YAML writes no anchors for repeated values
     write_whole(out, head + yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=1000))
     for name, line in prepare.told(kept).items():
         print(f"{name}: {line}")

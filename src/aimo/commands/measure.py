@@ -48,7 +48,7 @@ def replay_command(
             write_json(to, {"rules": [asdict(row) for row in figures]})
         if plot:
             replay.plot_rules(figures, plot)
-    except (OSError, ValueError) as e:  # matplotlib raises ValueError for a suffix that it does not know
+    except (OSError, ValueError) as e:  # matplotlib raises ValueError for an unknown suffix
         raise AimoError(f"--json or --plot: {one_line(e)}; take a file that can be written") from None
 
 

@@ -31,7 +31,7 @@ Start with `aimo run --profile tiny`, which takes minutes on a CPU.
 Exit codes: 0 done, 1 a stage or the engine failed, 2 something that you can fix, explained in one line.
 """
 AGAIN = f"Do this stage again ({', '.join(STAGES)}) and those after it, or go on from sft/checkpoint-50."
-# The heads of columns that would not fit in 80.
+# Short heads of columns that would otherwise not fit in 80 characters.
 HEADS = {"mean_tokens": "tokens", "samples_per_second": "samples/s", "mean_loss": "loss"}
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 kernel = typer.Typer(no_args_is_help=True, help="Build Kaggle kernels.")
@@ -65,7 +65,7 @@ def run_command(
         folder = pipeline.run_profile(profile, run_dir, set_, from_stage=from_, until=until, **asked)
     except KeyboardInterrupt:
         raise AimoError("interrupted; run the same command again to continue") from None
-    if rows := figures(folder):  # what was measured of each model, and what training it took
+    if rows := figures(folder):  # each model's figures, and what its training took
         columns = [key for key, value in rows.get("base", {}).items() if isinstance(value, float)]
         training = ("seconds", "samples_per_second", "mean_loss")
         columns += [key for key in training if any(key in row for row in rows.values())]
@@ -125,7 +125,7 @@ def solve(
     vllm: options.EngineArguments = None,
 ) -> None:
     """Answer one PROBLEM, or the questions of a CSV, with a majority vote."""
-    # All is checked before the model is loaded.
+    # Check everything before the model is loaded.
     if (problem is None) == (test is None):
         raise AimoError("give either a problem in quotes or a CSV of problems with --test")
     if (test is None) != (out is None):
@@ -138,7 +138,7 @@ def solve(
         read_questions(test, competition)
         if out.exists() and out.samefile(test):
             raise AimoError(f"--out {out}: it is the file of --test; take another")
-        SampleFile(journal_beside(out), "--out").close()  # no other process writes it, and this one can
+        SampleFile(journal_beside(out), "--out").close()  # fails if it is locked or cannot be written
     of_profile, of_command = options.solver_settings(profile, set_, samples, vllm, server, adapter)
     layers = [of_profile, {} if test else {"samples": 1}, of_command]
     try:
@@ -227,7 +227,7 @@ def main() -> None:
 
     def interrupt(number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-        if os.getpid() != own:  # a fork, which its parent ends
+        if os.getpid() != own:  # a forked process ends by the signal
             os.kill(os.getpid(), number)
         raise KeyboardInterrupt
 
@@ -237,7 +237,7 @@ def main() -> None:
     except (AimoError, StageError) as e:
         print(f"aimo: {redact(str(e))}", file=sys.stderr)
         sys.exit(1 if isinstance(e, StageError | EngineError) else 2)
-    except OSError as e:  # wherever a file is written
+    except OSError as e:  # from any file that is written
         if e.errno not in NO_ROOM:
             raise
         print(f"aimo: {e.filename or 'a file'}: {e.strerror}; {KEPT}", file=sys.stderr)

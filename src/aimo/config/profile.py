@@ -49,8 +49,8 @@ STAGES = {
 TRAINED = {name: stage for name, stage in STAGES.items() if stage.trains_on}
 # The models that a run can measure, with their labels.
 MODELS = {"base": "base, prompted in the format"} | {name: stage.label for name, stage in TRAINED.items()}
-TRAINED_LENGTH = 2048  # tokens; a public model's own context is longer than what one trains on
-# A profile's name is the name of a folder in runs/ and in submission/.
+TRAINED_LENGTH = 2048  # tokens; a public model's own context is longer than training needs
+# A profile's name is also that of its folders in runs/ and in submission/.
 PLAIN_NAME = re.compile(r"[^\s./\\~-]([^/\\\x00-\x1f\x7f]{0,98}[^\s/\\\x7f])?")
 AtLeast2 = Annotated[int, Field(ge=2)]
 Scheduler = Literal["constant", "linear", "cosine", "cosine_with_min_lr"]

@@ -24,17 +24,17 @@ from aimo.inference.storage import load_yaml, read_yaml
 from aimo.rewards import with_texts
 
 ROOT = Path(__file__).parents[3]
-RUNS = Path(os.environ.get("AIMO_RUNS") or ROOT / "runs").absolute()  # if no other folder is given
+RUNS = Path(os.environ.get("AIMO_RUNS") or ROOT / "runs").absolute()  # unless another folder is given
 PROFILES = ROOT / "notebooks" / "profiles"
-# What other projects call a setting, and what the error message answers.
+# What other projects call a setting, and what the error message says.
 ALIASES = yaml.load(Path(__file__).with_name("aliases.yaml").read_text(), yaml.CSafeLoader)
-# Keys that change no stage's result: a run goes on with other values.
+# Keys that change no stage's result: a run continues with other values.
 ANY_TIME = [
     "profile", "training.*", "*.save_steps", "*.trl.save_total_limit", "model.gradient_checkpointing",
     "grpo.gradient_accumulation_steps", "grpo.sample_steps", "grpo.vllm_gpu_memory", "grpo.vllm_server_url",
     "inference.gpu_memory",
 ]  # fmt: skip
-# Keys of all stages that may change with `--from`: what was trained before keeps its values.
+# Keys of all stages that may change with `--from`: earlier stages keep their old values.
 FROM_A_STAGE_ON = ["model.max_length", "model.dtype", "model.load_in_4bit", "model.attention"]
 
 
@@ -104,7 +104,7 @@ def set_key(values: dict[str, Any], override: str, option: str = "--set") -> Non
 def parse(values: dict[str, Any], where: str, kind: Any = None) -> Any:
     """Validate nested values into a Profile, or another `kind`; one AimoError names every bad key."""
     try:
-        # As JSON: from Python objects, pydantic's strict mode accepts no dict for a section.
+        # As JSON: pydantic's strict mode does not accept a dict for a section from Python objects.
         return TypeAdapter(kind or Profile).validate_json(json.dumps(values, default=str))
     except ValidationError as e:
         found = []
@@ -113,7 +113,7 @@ def parse(values: dict[str, Any], where: str, kind: Any = None) -> Any:
             unknown = error["type"] == "unexpected_keyword_argument" and not kind
             found.append(f"{key}: unknown key{suggest(key)}" if unknown else explain(error))
         raise AimoError(f"{where}: {'; '.join(found)}") from None
-    except (TypeError, ValueError) as e:  # a key that is no text, a list that holds itself
+    except (TypeError, ValueError) as e:  # a key that is not text, or a list that holds itself
         raise AimoError(f"{where}: {e}; use plain keys and values") from None
 
 
@@ -215,7 +215,7 @@ def lasting_changes(old: Profile, new: Profile, redo: str | None = None) -> dict
         return {}
     may_change = ANY_TIME + [part for stage in later for part in (stage, f"{stage}.*")]
     may_change += FROM_A_STAGE_ON if redo else []
-    for stage in ("sft", "dpo", "opd"):  # another batch size is no change where the rows of a step stay
+    for stage in ("sft", "dpo", "opd"):  # another batch size is no change if a step keeps its rows
         both = [section for profile in (old, new) if (section := getattr(profile, stage))]
         steps = {section.batch_size * section.gradient_accumulation_steps for section in both}
         if len(both) == 2 and len(steps) == 1:

@@ -1,8 +1,8 @@
-"""Read conversations, however their turns are written, as a problem and its solution.
+"""Read a conversation, in any common layout, as a problem and its solution.
 
-`role` and `content`, ShareGPT's `from` and `value`, a list or its JSON, columns in place of a list, contents
-of several parts, a thought in a separate field. A row with several questions, calls of tools or images is
-dropped, and its reason counted.
+Turns have `role` and `content`, or ShareGPT's `from` and `value`; they are a list, its JSON, or columns. A
+content may have several parts, and a thought its own field. Rows with several questions, tool calls or images
+are dropped and counted by reason.
 """
 
 import ast
@@ -25,7 +25,7 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning", "thought")
 
 
 class Exchange(NamedTuple):
-    """What a conversation says, or why it is not taken."""
+    """A conversation's problem and solution, or the reason to drop it."""
 
     problem: str | None = None
     solution: str | None = None  # after its thought in <think> tags; None without a reply
@@ -33,7 +33,7 @@ class Exchange(NamedTuple):
 
 
 def turns(cell: str | None) -> list[dict[str, Any]] | None:
-    """Return the turns that a cell of JSON, or of Python, holds; None where it holds another thing."""
+    """Return the turns in a cell of JSON or a Python literal; None if it holds anything else."""
     text = (cell or "").strip()
     if not text.startswith(("[", "{")):
         return None
@@ -64,7 +64,7 @@ def read_conversations(prompts: pl.Series, replies: pl.Series | None = None) -> 
 
 
 def exchange(prompt: str | None, reply: str | None = None) -> Exchange:
-    """Return the only question of a conversation and the reply to it."""
+    """Return a conversation's only question and its reply, or the reason to drop it."""
     asked, answered = turns(prompt), turns(reply)
     if asked is None:
         if (prompt or "").lstrip().startswith(("[", "{")):

@@ -1,6 +1,6 @@
 """Find problems that share words: with evaluation problems, by Open-R1's n-gram test, or with each other.
 
-The test, here by hash, is from s1 (2025). Paraphrases and translations share no words and are not found.
+The test, here on hashes, is from s1 (2025). It misses paraphrases and translations, which share no words.
 """
 
 import re
@@ -22,13 +22,13 @@ def normalise(text: str, near: bool = False) -> str:
 def find_overlaps(
     problems: pl.Series, benchmarks: dict[str, list[str]], n: int = 8, near: bool = False
 ) -> pl.DataFrame:
-    """Return `row`, `benchmark` and `overlap` of the problems that share `n` words in a row with a benchmark.
+    """Return `row`, `benchmark` and `overlap` of problems that share `n` consecutive words with a benchmark.
 
-    With `near`, a benchmark's problem of fewer than `n` words counts as a whole; Open-R1's test lets those
-    through.
+    With `near`, a benchmark's problem of fewer than `n` words must match as a whole. Open-R1's test ignores
+    such problems.
     """
-    lookup: dict[str, str] = {}  # n words to the benchmark that has them
-    whole: dict[str, str] = {}  # the same of shorter texts
+    lookup: dict[str, str] = {}  # benchmark by its runs of n words
+    whole: dict[str, str] = {}  # benchmark by its shorter texts
     for name, texts in benchmarks.items():
         for text in texts:
             words = normalise(text, near).split()
@@ -47,7 +47,7 @@ def find_overlaps(
         sieved = np.flatnonzero(sieve[mine & (len(sieve) - 1)])
         hits = sieved[np.isin(mine[sieved], hashes)]
         for row in dict.fromkeys(rows[hits].tolist()):
-            # Hashes may collide.
+            # Hashes may collide: compare the words.
             if overlap := next((gram for gram in grams(part[row].split(), n) if gram in lookup), None):
                 found.append((start + row, lookup[overlap], overlap))
     schema = {"row": pl.Int64, "benchmark": pl.String, "overlap": pl.String}
@@ -55,7 +55,7 @@ def find_overlaps(
 
 
 def shares(texts: list[str], training: pl.Series, n: int = 8) -> list[float]:
-    """(m,) the share of each text's runs of `n` words that are in the training texts; 0 for a shorter one."""
+    """Return the share (m,) of each text's runs of `n` words that the training has; 0 for shorter texts."""
     rows, wanted = gram_hashes(pl.Series([normalise(text) for text in texts], dtype=pl.String), n)
     found = np.zeros(len(wanted), bool)
     for start in range(0, len(training), CHUNK):
@@ -70,7 +70,7 @@ def grams(words: list[str], n: int) -> list[str]:
 
 
 def gram_hashes(texts: pl.Series, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(m,) the row and (m,) the 64-bit hash of every run of `n` words in normalised texts."""
+    """Return the row (m,) and the 64-bit hash (m,) of every run of `n` words in normalised texts."""
     words = pl.DataFrame(
         {"row": pl.arange(len(texts), eager=True, dtype=pl.UInt32), "word": texts.str.split(" ")}
     ).explode("word")
@@ -86,10 +86,9 @@ def gram_hashes(texts: pl.Series, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Series:
-    """(n,) whether an earlier problem shares `threshold` of the word triples (Jaccard) and all numbers.
+    """Return whether (n,) an earlier problem shares `threshold` of word triples (Jaccard) and all numbers.
 
-    MinHash finds the candidates, and each is compared. Problems that differ in a number are different
-    problems.
+    MinHash finds candidates, which are then compared. Problems that differ in a number count as different.
     """
     # 64 hashes in 16 bands of 4: a pair at a Jaccard of 0.8 meets in some band with a chance of 0.9998.
     index, near = RMinHashLSH(threshold, 64, 16), list[bool]()
@@ -107,6 +106,6 @@ def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Seri
 
 
 def shingles(text: str) -> set[str]:
-    """Return the word triples of a text, without case, LaTeX markup and punctuation; or its few words."""
+    """Return a text's word triples, without case, LaTeX markup and punctuation, or else its few words."""
     words = normalise(text, near=True).split()
     return set(grams(words, 3)) or {" ".join(words)}

@@ -1,6 +1,6 @@
 """Distil a teacher: sample several completions of each problem, and keep the right ones.
 
-`distil` asks OpenAI-compatible servers and writes each sample to a .jsonl file as it ends; the same call
+`distil` asks OpenAI-compatible servers and writes each sample to a .jsonl file as it ends; a repeated call
 continues the file. `reject` judges every completion by its final answer and chooses among the right ones.
 """
 
@@ -39,9 +39,9 @@ from aimo.run.runs import Run, again
 
 FAILURES = 100  # failed samples in a row that end the run
 REPORT_S = 0.5
-REST_S = 2.0  # how long a server that fails is left alone, unless its Retry-After says another time
+REST_S = 2.0  # pause for a server that fails, unless its Retry-After sets another
 BUSY = (429, 503)
-WRONG = (401, 402, 403, 404)  # the key, the account or the address: every request would get them
+WRONG = (401, 402, 403, 404)  # wrong key, account or address: every request would fail
 # The keys that determine a sample.
 SAMPLED_BY = ("model", "system", "prompt_template", "temperature", "top_p", "max_tokens")
 
@@ -70,7 +70,7 @@ class TeacherServer:
 class Servers:
     """Servers of one model. A request goes to the one with the fewest in flight, unless it rests.
 
-    One that had to rest gets a third fewer requests at a time, and one more for every round of answers
+    A server that has to rest gets a third fewer requests at a time, then one more for every round of answers
     (additive increase, multiplicative decrease, as in TCP).
     """
 
@@ -80,7 +80,7 @@ class Servers:
         self.answered = time.monotonic()  # when a server last sent a completion
 
     async def connect(self) -> None:
-        """Check that every server answers and has the model, which may be left out if there is only one."""
+        """Check that every server answers and has the model; without a name, take the only one."""
         for server in self.servers:
             found = [model.id for model in await served_models(server.client)]
             has = f"server {address(server.client)} has {', '.join(found[:5]) or 'no model'}"
@@ -95,16 +95,16 @@ class Servers:
             await server.client.close()
 
     async def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the reply to a chat request (`post`). SampleError when none came after all retries.
+        """Return the reply to a chat request (`post`). SampleError if none came after all retries.
 
-        AimoError when a server refuses every request, is of another model, or none has answered for `timeout`
-        seconds.
+        AimoError if a server refuses every request or serves another model, or if none has answered for
+        `timeout` seconds.
         """
         faults = 0
         while True:
             now = time.monotonic()
             ready = [one for one in self.servers if now >= one.resumes and one.in_flight < one.limit]
-            if not ready:  # look again at different times, so that not all ask at once
+            if not ready:  # retry at different times, so that not all ask at once
                 await asyncio.sleep(random.uniform(0.05, 0.5))
                 continue
             server = min(ready, key=lambda server: server.in_flight)
@@ -116,7 +116,7 @@ class Servers:
                 return reply
             except SampleError as e:
                 now = time.monotonic()
-                if e.rest_s and now >= server.resumes:  # faults during a rest are of the same overload
+                if e.rest_s and now >= server.resumes:  # faults during a rest come from the same overload
                     server.limit = max(1.0, server.limit * 2 / 3)
                 server.resumes = max(server.resumes, now + e.rest_s)
                 faults += not e.busy
@@ -157,7 +157,7 @@ class Servers:
             choice, usage = value["choices"][0], value.get("usage") or {}
             message, ended = choice["message"], choice["finish_reason"] or ""
             text = message.get("content") or ""
-            if isinstance(text, list):  # of parts
+            if isinstance(text, list):  # in parts
                 text = "".join(part["text"] for part in text if part.get("type", "text") == "text")
             thought = message.get("reasoning") or message.get("reasoning_content") or ""  # vLLM's, DeepSeek's
             tokens = {key: int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens")}
@@ -199,12 +199,12 @@ class Tally:
 
     @property
     def cost(self) -> float:
-        """In the currency of the prices."""
+        """Return the cost in the currency of the prices."""
         return (self.prices[0] * self.prompt_tokens + self.prices[1] * self.completion_tokens) / 1e6
 
     @property
     def left(self) -> str:
-        """The time that is left, at the speed so far."""
+        """Return the time left at the speed so far."""
         ended = self.done + self.failed.total()
         seconds = (time.monotonic() - self.started) / max(ended, 1) * (self.samples - self.known - ended)
         return f"about {timedelta(seconds=round(seconds))} left" if ended else "time left not known yet"
@@ -220,8 +220,8 @@ class Tally:
 def distil_in_run(run: Run, so_far: Any) -> Tally:
     """Distil into a run's folder, with its seed, tags and progress.
 
-    `so_far.add` gets problem, answer and completion of each sample; the bar shows `so_far`. vLLM serves the
-    teacher here where `distil.api_addr` is empty.
+    `so_far.add` gets problem, answer and completion of each sample with a known answer; the progress bar
+    shows `so_far`. If `distil.api_addr` is empty, vLLM serves the teacher here.
     """
     wanted, weights = run.profile.distil, ""
     assert wanted
@@ -252,14 +252,13 @@ def distil(
     heard: Callable[[str, str, str], None] = lambda problem, answer, completion: None,
     rules: Competition | None = None,
 ) -> Tally:
-    """Ask for every sample that the file does not have yet, and return what was done.
+    """Request every sample that the file lacks, and return the tally.
 
     `report` is called twice a second. `tags` enclose the thought in `generation`. `weights` identifies a
-    teacher that is served here; other teachers are known by their name. `heard` gets problem, answer and
-    completion of each sample whose answer is known. A file may be laid out as the test file of a competition
-    with `rules`. One failed sample costs that sample alone. AimoError when every sample fails, no server
-    answers any more, or the disk is full; what is written stays. The memory is that of the problems, whatever
-    the number of samples.
+    teacher that is served here; other teachers are known by name. `heard` gets problem, answer and completion
+    of each sample with a known answer. With `rules`, a file may have the layout of that competition's test
+    file. A failed sample does not affect the others. AimoError if every sample fails, no server answers any
+    more, or the disk is full; what is written stays. Memory grows with the problems, not the samples.
     """
     rows = distilled_problems(wanted, seed, rules)
     limits = wanted.max_concurrent, wanted.timeout, wanted.retries
@@ -267,7 +266,7 @@ def distil(
     try:
         loop.run(servers.connect())
         with SampleFile(out, "output_file") as file:
-            # The settings that determine the samples stand beside them; others are refused.
+            # The settings that determine the samples are kept beside them; others are refused.
             settings = {key: getattr(wanted, key) for key in SAMPLED_BY} | {"model": servers.model}
             settings |= {"seed": seed, "tags": asdict(tags)} | ({"weights": weights} if weights else {})
             beside = out.with_suffix(".settings.json")
@@ -298,7 +297,7 @@ def distil(
                     except SampleError as e:
                         tally.failed[str(e)[:200]] += 1
                         tally.failures_in_a_row += 1
-                        if tally.failures_in_a_row >= FAILURES:  # others may fail before they are cancelled
+                        if tally.failures_in_a_row >= FAILURES:  # more may fail before they are cancelled
                             fault = f"{FAILURES} samples in a row failed: {e}; look at the servers' logs"
                             raise AimoError(fault) from None
                         continue
@@ -341,7 +340,7 @@ def distil(
 
 
 def distilled_problems(wanted: Distil, seed: int, rules: Competition | None = None) -> pl.DataFrame:
-    """Return the problems of a source or mixture: one row for each different `id`, or else text."""
+    """Return the problems of a source or mixture: one row per `id`, or per text if there is none."""
     rows = sources.load_mixture(wanted, seed, "distil", rules)[0]
     rows = rows.with_columns(id=pl.coalesce("id", "problem")).select("id", "problem", "answer", "source")
     rows = rows.drop_nulls("problem").unique("id", keep="first", maintain_order=True)
@@ -372,7 +371,7 @@ async def sample_of(
 
 
 def push_samples(out: Path, repo: str, wanted: Distil, tally: Tally) -> str:
-    """Push the file with a card to a dataset of the hub; return its address."""
+    """Push the file with a card to a dataset on the hub; return its address."""
     made = read_json(out.with_suffix(".settings.json"), "run `aimo distil` again")
     origins = ", ".join(source.source for source in wanted.mixture or [wanted])
     counts = f"{tally.known + tally.done:,} of {tally.samples:,} samples, {wanted.num_generations} a problem"
@@ -388,9 +387,9 @@ def push_samples(out: Path, repo: str, wanted: Distil, tally: Tally) -> str:
 
 
 class Rejection(NamedTuple):
-    """The completions that are kept, and what is known of their problems."""
+    """The completions that are kept, and pass rates of all problems."""
 
-    # `problem`, `answer`, `generation`, `correct`, `pass_rate` and `samples` of each completion to keep
+    # `problem`, `answer`, `generation`, `correct`, `pass_rate` and `samples` of each kept completion
     kept: pl.DataFrame
     dropped: Counter[str]  # the other completions, by reason
     problems: pl.DataFrame  # with `pass_rate`, the share of right completions, and `samples`
@@ -405,7 +404,7 @@ class Rejection(NamedTuple):
 
 
 def reject_in_run(run: Run) -> Rejection:
-    """Reject among what the stage `distil` has sampled, and write its product."""
+    """Apply `reject` to the samples of the stage `distil`, and write the stage's product."""
     assert run.profile.distil
     source = Source(str(run.folder / "samples.jsonl"), preset="aimo distil")
     rows, _ = sources.load_source(source, run.profile.seed, "distil")
@@ -419,8 +418,8 @@ def reject(
 ) -> Rejection:
     """Judge the completions of a source's rows (`aimo.data.sources`), and choose among the right ones.
 
-    A competition's `kind` of answers says which are right. A completion that a column marks as wrong or
-    unfinished is not kept, whatever its answer. AimoError when no row has a gold answer, or none is kept.
+    A competition's `kind` of answer decides which are right. A completion that a column marks as wrong or
+    unfinished is dropped, whatever its answer. AimoError if no row has a gold answer, or if none is kept.
     """
     if rows["answer"].fill_null("").eq("").all():
         raise AimoError("reject: no row has a gold answer to judge by; name its column with --answer-column")
@@ -446,7 +445,7 @@ def reject(
     drop(~pl.col("right"), "another answer")
     drop(~pl.col("pass_rate").is_between(*wanted.pass_rate), "pass rate of its problem")
     drop(~pl.struct("key", "solution").is_first_distinct(), "same text")
-    if wanted.max_per_problem:  # the place of each completion among those of its problem, from 1
+    if wanted.max_per_problem:  # each completion's place within its problem, from 1
         length = pl.col("solution").str.len_chars()
         order = pl.int_range(pl.len()) if wanted.prefer == "first" else length
         places = order.rank("ordinal").over("key")
@@ -454,8 +453,8 @@ def reject(
             ranks = [0] * len(rows)
             groups = rows.with_row_index().sort(length).group_by("key", maintain_order=True)
             for indices, texts in groups.agg("index", "solution").select("index", "solution").iter_rows():
-                # The shortest, then always the one that shares the fewest word triples (Jaccard) with those
-                # before: n² / 2 comparisons.
+                # Take the shortest, then always the one whose nearest predecessor shares the fewest word
+                # triples (Jaccard): n² / 2 comparisons.
                 triples = [decontaminate.shingles(text) for text in texts]
                 left, nearest, chosen = list(range(len(texts))), [0.0] * len(texts), 0
                 for place in range(1, len(texts) + 1):

@@ -1,7 +1,7 @@
 """Clean, decontaminate, format and save the sets of a run: `sft` and `grpo` to train, `heldout` to measure.
 
 Rows are polars tables with `problem`, `answer` and, for SFT, `solution` (`aimo.data.sources`). Every dropped
-row is counted under its reason. A profile may have some of the three sets only.
+row is counted by reason. A profile may have only some of the three sets.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ from aimo.inference.storage import write_whole
 Rows = list[dict[str, Any]]
 SETS = ("heldout", "grpo", "sft")  # a text in two sets stays in the first
 BATCH = 1000  # rows that are tokenised at a time
-BYTES_A_TOKEN = 100  # a text of more for each token of the limit is too long without a look
+BYTES_A_TOKEN = 100  # a text with more per token of the limit is too long without counting
 
 ANY = pl.lit(True)
-WORDS_TO_TELL = 8  # fewer words do not determine a language
+WORDS_TO_TELL = 8  # fewer words do not identify a language
 CHOICES = r"(?s)\(A\).*\(B\).*\(C\)|\n\s*A[.):].*\n\s*B[.):].*\n\s*C[.):]"
 # A question whose `kind` says so, or one that lists choices A, B and C.
 IS_MULTIPLE_CHOICE = (pl.col("kind") == "MCQ").fill_null(False) | pl.col("problem").str.contains(CHOICES)
-# A question whose `kind` or answer says so, or one that asks to prove and for nothing else.
+# A question whose `kind` or answer says so, or one that asks only for a proof.
 IS_PROOF = pl.any_horizontal(pl.col("kind", "answer").str.to_lowercase() == "proof").fill_null(False) | (
     pl.col("problem").str.contains(r"(?i)\b(prove|show) that\b")
     & ~pl.col("problem").str.contains(r"(?i)\b(find|determine|compute|calculate|evaluate|what|how many)\b")
@@ -47,12 +47,12 @@ IS_PROOF = pl.any_horizontal(pl.col("kind", "answer").str.to_lowercase() == "pro
 
 @dataclass
 class Sets:
-    """The sets as they are prepared, and what became of the other rows."""
+    """The sets during preparation, and counts of dropped and repaired rows."""
 
     rows: dict[str, pl.DataFrame] = field(default_factory=dict)
-    read: dict[str, int] = field(default_factory=dict)  # rows that the sources held, corrupt lines among them
+    read: dict[str, int] = field(default_factory=dict)  # rows in the sources, including corrupt lines
     dropped: dict[str, Counter[str]] = field(default_factory=dict)  # rows of each set, by reason
-    # Texts of each set that were changed while they were read, or have an oddity, by its name.
+    # Texts of each set that were changed during reading or are odd, by oddity.
     repaired: dict[str, Counter[str]] = field(default_factory=dict)
     # Set, problem, benchmark and overlap of each row that decontamination dropped.
     contaminated: list[dict[str, str]] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Sets:
 
 
 def sets_of(profile: Profile) -> dict[str, Set]:
-    """Return the sets that a profile has, by name. AimoError when it has no section `data`."""
+    """Return the sets that a profile has, by name. AimoError if it has no section `data`."""
     if profile.data is None:
         raise AimoError(f"profile {profile.profile}: has no section data; add one with the sets to prepare")
     return {name: getattr(profile.data, name) for name in SETS if getattr(profile.data, name)}
@@ -80,7 +80,7 @@ def sets_of(profile: Profile) -> dict[str, Set]:
 def load_sets(profile: Profile, run_dir: Path | None = None) -> Sets:
     """Read the sources of all sets, with their columns mapped to `problem`, `answer` and `solution`.
 
-    The source `distil` is what that stage has kept in the run's folder.
+    The source `distil` reads what that stage has kept in the run's folder.
     """
     sets = Sets()
     for name, wanted in sets_of(profile).items():
@@ -99,7 +99,7 @@ def load_sets(profile: Profile, run_dir: Path | None = None) -> Sets:
 
 
 def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
-    """Drop the rows that cannot be used, and those that the profile does not want."""
+    """Drop rows that cannot be used, and rows that the profile excludes."""
     tags, kind, earlier_sets = profile.prompt, profile.answer_kind, dict[str, Set]()
     for name, wanted in sets_of(profile).items():
         drop = partial(sets.drop, name)
@@ -117,9 +117,9 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
         if "proof" in wanted.drop:
             drop(IS_PROOF, "proof")
 
-        # The gold answer, of which the final answer alone stays, and the pass rate.
+        # The gold answer, reduced to its final answer, and the pass rate.
         answers = sets.rows[name]["answer"]
-        if kind:  # where the solution is all that there is, the answer that it ends in
+        if kind:  # if the solution stands for the answer, take its final one
             solved = (answers == sets.rows[name]["solution"]).fill_null(False)
             stated = answers.filter(solved).map_elements(lambda text: kind.find(text, tags), pl.String)
             answers = answers.scatter(solved.arg_true(), stated)
@@ -141,7 +141,7 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
                 drop(outside, f"{what} is not within {limits[0]} to {limits[1]}")
 
         for earlier, other in earlier_sets.items():
-            # SFT shares the source that GRPO takes whole, which would leave it nothing.
+            # If GRPO takes all of a source that SFT shares, this would leave SFT nothing.
             origins = [(s.source, s.subset, s.split, s.revision) for s in (other, wanted)]
             whole = other.source != "builtin" and not other.mixture and other.rows is None
             if earlier != "grpo" or not whole or other.weight < 1 or origins[0] != origins[1]:
@@ -165,7 +165,7 @@ def clean_sets(sets: Sets, profile: Profile, tokenizer: Any) -> Sets:
         long, limit = too_long(sets.rows[name], name, profile, tokenizer)
         drop(long, f"longer than {limit} tokens")
 
-        # One row a problem, or all with different solutions.
+        # One row per problem, or all with different solutions.
         if wanted.traces == "shortest":
             order = pl.col("solution").str.len_chars().rank("ordinal").over("key")
             drop(order > 1, "a longer solution of the same problem")
@@ -191,10 +191,10 @@ def told(sets: Sets) -> dict[str, str]:
 
 
 def too_long(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) -> tuple[pl.Series, int | None]:
-    """(n,) whether a row of the set is longer than its limit, and the limit in tokens; None without a limit.
+    """Return whether each row (n,) is longer than the set's limit, and the limit in tokens, None without one.
 
-    The prompt counts in the chat template, and for `sft` the completion too. The limit is the smallest of the
-    set's `max_tokens` and `token_quantile`, and of what its stage can take.
+    The prompt counts in the chat template; for `sft`, the completion counts too. The limit is the smallest of
+    the set's `max_tokens` and `token_quantile`, and of what its stage can take.
     """
     wanted = getattr(profile.data, name)
     limits = [wanted.max_tokens]
@@ -234,28 +234,28 @@ def too_long(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) ->
     return tokens > limit, limit
 
 
-# ---- what the steps of cleaning look at ----
+# ---- what cleaning inspects ----
 
 
 def key(problems: pl.Series) -> pl.Series:
-    """(n,) a 64-bit hash of each problem without case and spacing.
+    """Return a 64-bit hash (n,) of each problem, without case and spacing.
 
-    Two different problems of a million have the same one with a probability of 10^-7.
+    Among a million different problems, two share a hash with a probability below 10^-7.
     """
     return per_chunk(problems, lambda part: part.str.to_lowercase().str.replace_all(r"\s+", " ").hash())
 
 
 def per_chunk(values: pl.Series, function: Callable[[pl.Series], pl.Series]) -> pl.Series:
-    """(n,) a function of a series, CHUNK rows at a time, so that few rows are in memory twice."""
+    """Return a function of a series (n,), applied to CHUNK rows at a time so that few are in memory twice."""
     starts = range(0, len(values) or 1, CHUNK)
     return pl.concat([function(values[start : start + CHUNK]) for start in starts])
 
 
 def read_answers(texts: pl.Series, tags: Tags, kind: AnswerKind | None = None) -> list[pl.Series]:
-    """(n,) the final `answer` of each text, and (n,) its `integer` of at most 18 digits, else null.
+    """Return the final `answer` (n,) of each text, and its `integer` (n,) of at most 18 digits, or null.
 
-    An answer that is such an integer is written as one; other answers are unchanged. Of a competition's
-    `kind`, a text that is no answer itself may end in one.
+    An answer that is such an integer is written as one; other answers are unchanged. With a competition's
+    `kind`, a text that is not an answer may end in one.
     """
 
     def final(text: str) -> str:
@@ -275,10 +275,10 @@ def read_answers(texts: pl.Series, tags: Tags, kind: AnswerKind | None = None) -
 def judge_solutions(
     rows: pl.DataFrame, tags: Tags, judged: pl.Expr = ANY, kind: AnswerKind | None = None
 ) -> tuple[pl.Series, pl.Series]:
-    """(n,) the final answer of each `solution` that is `judged`; (n,) whether it is the gold `answer`.
+    """Return the final answer (n,) of each `solution` that is `judged`, and whether it is the gold one (n,).
 
     A competition's `kind` finds and compares the answers. A solution without a final answer, such as a
-    derivation in prose, has null, and is not right.
+    derivation in prose, gets null and is not right.
     """
     find, golds = kind.find if kind else extract, rows["answer"]
     texts = rows.select(pl.when(judged).then(pl.col("solution"))).to_series()
@@ -290,7 +290,7 @@ def judge_solutions(
 
 
 def in_other_language(problems: pl.Series, language: str) -> pl.Series:
-    """(n,) whether a problem is certainly not in a language (langid.py's model), formulas aside."""
+    """Return whether each problem (n,) is certainly not in a language (langid.py's model), formulas aside."""
     from py3langid import classify  # loads a model
 
     def differs(problem: str) -> bool:
@@ -302,19 +302,19 @@ def in_other_language(problems: pl.Series, language: str) -> pl.Series:
 
 
 def bare_thoughts(solutions: pl.Series) -> pl.Series:
-    """(n,) worked solutions without the answer line, think tags and calculator marks of public sets."""
+    """Return solutions (n,) without the answer line, think tags and calculator marks of public sets."""
     text = solutions.str.replace_all(r"<<[^<>]*>>|</?think>", "").str.strip_chars()
     return text.str.replace(r"\n####[^\n]*$", "").str.strip_chars()
 
 
-# ---- what is made of clean sets ----
+# ---- from clean sets to files ----
 
 
 def decontaminate_sets(sets: Sets, profile: Profile) -> Sets:
-    """Drop training rows that share `data.ngram` words in a row with a set of `data.decontaminate`.
+    """Drop training rows that share `data.ngram` consecutive words with a set of `data.decontaminate`.
 
-    A held-out set counts as well, but for built-in problems: they share their wording by design, and of them
-    only equal texts count.
+    The held-out set counts too, except its built-in problems: they share their wording by design, and
+    `clean_sets` has dropped equal texts.
     """
     data = profile.data
     assert data
@@ -339,9 +339,9 @@ def decontaminate_sets(sets: Sets, profile: Profile) -> Sets:
 
 
 def format_sets(sets: Sets, profile: Profile) -> dict[str, pl.DataFrame]:
-    """Return rows as TRL's trainers read them: `prompt` and `completion` for SFT, else `prompt` and `answer`.
+    """Return rows as TRL's trainers read them: `prompt` and `completion` for SFT, or `prompt` and `answer`.
 
-    With `test_split`, that share of a set's problems leaves it as `sft_test` or `grpo_test`, to evaluate on
+    With `test_split`, that share of a set's problems moves to `sft_test` or `grpo_test`, for evaluation
     during training.
     """
 
@@ -375,9 +375,9 @@ def format_sets(sets: Sets, profile: Profile) -> dict[str, pl.DataFrame]:
 
 
 def write_sets(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, folder: Path) -> str:
-    """Write one Parquet file a set, and last a data card that `datasets` reads; returns the data's hash.
+    """Write one Parquet file per set, then a data card that `datasets` reads; return the data's hash.
 
-    The card holds sources, counts, settings and hash. Files are written whole or not at all; those of sets
+    The card holds sources, counts, settings and hash. Files are written whole or not at all; files of sets
     that the profile no longer has are deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -414,6 +414,6 @@ def write_sets(ready: dict[str, pl.DataFrame], sets: Sets, profile: Profile, fol
 
 
 def read_set(folder: Path, name: str) -> Rows:
-    """Return a saved set, such as `sft` or `sft_test`; no rows where the profile does not have it."""
+    """Return a saved set, such as `sft` or `sft_test`, or no rows if the profile lacks it."""
     path = folder / f"{name}.parquet"
     return pl.read_parquet(path).to_dicts() if path.exists() else []

@@ -1,8 +1,8 @@
-"""Read the sources that a profile names, whatever their columns are called, into tables of the same columns.
+"""Read the sources that a profile names, whatever their columns are called, into tables with equal columns.
 
-Files (`aimo.inference.files`), folders of them as Kaggle attaches, as copied from the hub or as saved by
-`datasets`, hub ids, and mixtures of all these; a set must fit into memory. The built-in problems, which need
-no download, are word problems with worked solutions, drawn from the families of `builtin.yaml`.
+A source is a file (`aimo.inference.files`), a folder of files (attached by Kaggle, copied from the hub, or
+saved by `datasets`), a hub id, or a mixture of these; a set must fit into memory. The built-in problems need
+no download: they are word problems with worked solutions, drawn from the families of `builtin.yaml`.
 """
 
 import operator
@@ -26,13 +26,13 @@ from aimo.inference.competitions import Competition, with_options
 from aimo.inference.errors import AimoError
 from aimo.inference.files import Table
 
-# The columns of every table; one that a source does not have is null.
+# The columns of every table; those that a source lacks are null.
 SCHEMA = {
     "problem": pl.String, "answer": pl.String, "solution": pl.String, "correct": pl.Boolean,
     "kind": pl.String, "pass_rate": pl.Float64, "verification_info": pl.String, "source": pl.String,
     "id": pl.String,
 }  # fmt: skip
-# Columns that are taken for a role, in this order, where a source has none of the usual name.
+# Names of columns to try for a role, in this order, if a source lacks the usual one.
 NAMES = {
     "problem": ("problem", "question", "prompt", "query"),
     "answer": (
@@ -52,12 +52,12 @@ CACHED = re.compile(r"cache-\w+\.arrow")  # what `datasets` leaves in a folder t
 
 @dataclass(frozen=True)
 class Preset:
-    """What a dataset's columns hold, and which subset and split are taken where a profile names none."""
+    """What a dataset's columns hold, and its default subset and split."""
 
     columns: Columns
     subset: str | None = None
     split: str | None = None
-    order: Sequence[str] = ()  # columns to sort rows by, where their order in the file is random
+    order: Sequence[str] = ()  # columns to sort rows by, if their order in the file is random
 
 
 PRESETS = {
@@ -70,8 +70,8 @@ PRESETS = {
 class Notes:
     """What was left out or changed while reading."""
 
-    dropped: Counter[str] = field(default_factory=Counter)  # rows that are left out, by reason
-    repaired: Counter[str] = field(default_factory=Counter)  # texts that were changed or are odd, by how
+    dropped: Counter[str] = field(default_factory=Counter)  # rows left out, by reason
+    repaired: Counter[str] = field(default_factory=Counter)  # texts that were changed or are odd, by oddity
 
 
 def load_mixture(
@@ -79,9 +79,9 @@ def load_mixture(
 ) -> tuple[pl.DataFrame, Notes]:
     """Return the rows of a set with the columns of SCHEMA, and what was left out and repaired.
 
-    A file may be laid out as the test file of a competition with `rules`. `where` is the set's key in the
+    With `rules`, a file may have the layout of that competition's test file. `where` is the set's key in the
     profile, for errors. The parts of a mixture are shuffled together (Open-R1's dataset mixtures); in a
-    `Set`, sources with a worked solution do not mix with others.
+    `Set`, sources with worked solutions cannot be mixed with sources without.
     """
     if not wanted.mixture:
         return load_source(wanted, seed, where, rules)
@@ -103,7 +103,7 @@ def load_source(
 ) -> tuple[pl.DataFrame, Notes]:
     """Return one source's rows with the columns of SCHEMA, and what was left out and repaired.
 
-    AimoError names the file, subset, split or column that is not there.
+    AimoError names the file, subset, split or column that is missing.
     """
     notes = Notes()
     if source.source == "builtin":
@@ -128,7 +128,7 @@ def load_source(
 
 
 def preset_of(source: Source, where: str) -> Preset:
-    """Return what is known of a source by its id or its `preset`; our own columns where nothing is."""
+    """Return a source's preset, found by `preset` or its id; our own columns if there is none."""
     if source.preset and source.preset not in PRESETS:
         known = ", ".join(PRESETS)
         raise AimoError(f"{where}.preset: {source.preset!r} is not known: use one of {known}, or columns")
@@ -136,10 +136,10 @@ def preset_of(source: Source, where: str) -> Preset:
 
 
 def roles_of(columns: Columns, have: Collection[str], imitated: bool = False) -> dict[str, str]:
-    """Return role to column; a role whose column has its default takes one of NAMES, in any case.
+    """Return the column of each role. A role without its default column takes one of NAMES, in any case.
 
-    SFT imitates a solution, so a column with the name of one is taken. A conversation, or a solution without
-    a column of answers, gives its own last answer.
+    SFT imitates a solution, so it also takes a column named like one. Without a column of answers, the answer
+    comes from the end of the conversation or solution.
     """
     spelled = {name.strip().lower(): name for name in reversed(list(have))}
     usual = Columns()
@@ -167,12 +167,12 @@ def roles_of(columns: Columns, have: Collection[str], imitated: bool = False) ->
 def read_columns(
     source: Source, preset: Preset, where: str, rules: Competition | None = None
 ) -> tuple[Table, dict[str, str]]:
-    """Return the mapped columns of a source as they are, and role to column.
+    """Return a source's mapped columns as they are, and the column of each role.
 
-    Where it has the columns of a competition's options, they stand below the problem.
+    If it has the columns of a competition's options, they are appended to the problem.
     """
     path, name, dataset = locate(source.source), source.source, None
-    # The first rows tell the columns; then those alone are read that have a role.
+    # Read the first rows to learn the columns, then only the columns that have a role.
     if path.exists():
         if source.revision:
             raise AimoError(f"{where}.revision: {path} is a local folder or file; leave the key out")
@@ -214,12 +214,12 @@ def read_columns(
 
 
 def from_hub(name: str, subset: str | None, split: str, where: str, revision: str | None = None) -> Any:
-    """Return the split of a dataset of the hub, downloaded if need be."""
+    """Return a split of a dataset on the hub, downloaded if needed."""
     import datasets  # loads pandas
 
     try:
         return datasets.load_dataset(name, subset, split=split, revision=revision)
-    except Exception:  # the hub client and datasets raise many kinds
+    except Exception:  # the hub client and datasets raise many types
         asked = f"subset {subset}, split {split}, revision {revision}"
         raise AimoError(
             f"{where}: {name!r} is no file here, and the hub does not give it ({asked}); check these and the "
@@ -230,9 +230,9 @@ def from_hub(name: str, subset: str | None, split: str, where: str, revision: st
 def files_of(path: Path, source: Source, preset: Preset, where: str) -> Sequence[Path]:
     """Return the file itself, or the files of a folder's subset and split, which must be of one kind.
 
-    The header of a hub dataset's README.md says which they are (`configs:`). Elsewhere the hub's conventions
-    hold: a subset is a subfolder (`data` is the default one), and a split is a word in the name of a file or
-    of its folder: one of SPLITS, or the profile's.
+    The header of a hub dataset's README.md lists them (`configs:`). Without it, the hub's conventions apply:
+    a subset is a subfolder (`data` is the default one), and a split is a word in the name of a file or of its
+    folder: one of SPLITS, or the profile's.
     """
     subsets: dict[str, dict[str, list[Path]]] = {}
     readme = path / "README.md"
@@ -278,7 +278,7 @@ def files_of(path: Path, source: Source, preset: Preset, where: str) -> Sequence
 
 
 def choose_part(options: Mapping[str, Any], wanted: str | None, usual: Any, key: str, path: Path) -> Any:
-    """Return the option that a profile's key wants; else the first usual one, or the only one."""
+    """Return the option that a profile's key wants, or by default the first usual one, or the only one."""
     known = ", ".join(options) or "none"
     if wanted and wanted not in options:
         raise AimoError(f"{key}: {path} has no {wanted!r}; it has {known}")
@@ -289,17 +289,17 @@ def choose_part(options: Mapping[str, Any], wanted: str | None, usual: Any, key:
 
 
 def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where: str) -> pl.DataFrame:
-    """Return mapped columns under their roles: one row a trace, `correct` where it is right and complete.
+    """Return mapped columns under their roles, one row per trace; `correct` means right and complete.
 
-    A conversation becomes its problem and solution; one that is not taken is counted.
+    A conversation becomes its problem and solution; one that is dropped is counted.
     """
     rows = table.rows.select(**{role: pl.col(column) for role, column in roles.items()})
 
     def is_talk(role: str) -> bool:
-        cells = rows[role]  # of which the first ones tell
+        cells = rows[role]  # the first ones decide
         return cells.dtype == pl.String and any(map(conversations.turns, cells.drop_nulls().head(10)))
 
-    # Traces and verdicts, which a CSV has as lists in JSON.
+    # Traces and verdicts, which a CSV holds as lists in JSON.
     for role in [role for role in roles if role in ("solution", "correct", "complete")]:
         in_brackets = rows[role].dtype == pl.String and rows[role].drop_nulls().str.contains(r"^\s*\[").all()
         if not in_brackets or is_talk(role):
@@ -329,7 +329,7 @@ def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where
     if rows.schema.get("answer") == pl.List(pl.String):
         rows = rows.with_columns(pl.col("answer").list.join(", ", ignore_nulls=True).replace("", None))
 
-    # A row for each of the solutions in a list, with its own flags; all are unknown if one is missing.
+    # One row for each solution of a list, with its own flags; all are unknown if one is missing.
     flags = [role for role in ("correct", "complete") if role in roles]
     listed = ["solution"] * isinstance(rows.schema.get("solution"), pl.List)
     number = pl.col("solution").list.len() if listed else pl.lit(1)
@@ -342,7 +342,7 @@ def standard(table: Table, roles: dict[str, str], name: str, notes: Notes, where
     if flags:
         said_yes = pl.col(flags).cast(pl.String).str.to_lowercase().is_in(["true", "yes", "1"])
         passed = pl.all_horizontal(said_yes.fill_null(False))
-        # Complete alone says nothing of right: such a solution is judged later.
+        # A complete solution need not be right: it is judged later.
         verdict = passed if "correct" in roles else pl.when(~passed).then(False)
         rows = rows.with_columns(correct=verdict)
     if "answer" not in roles and "solution" in rows.columns:
@@ -376,7 +376,7 @@ def draw_problem(r: random.Random) -> WordProblem:
     name = r.choice(list(FAMILIES))
     family = FAMILIES[name]
     known: Any = {}
-    steps: list[tuple[Any, ...]] = []  # a, sign, b, their figure
+    steps: list[tuple[Any, ...]] = []  # a, sign, b, result
 
     def work_out(left: Any, sign: str, right: Any) -> int:
         a, b = (known[part] if part in known else int(part) for part in (left, right))
@@ -395,7 +395,7 @@ def draw_problem(r: random.Random) -> WordProblem:
                 known |= zip(key.split(), two, strict=True)
             else:
                 known[key] = r.choice(words)
-        steps.clear()  # these figures are given
+        steps.clear()  # the problem states these figures
         answer = 0
         for step in family["steps"]:
             key, _, *figure = step.split()
@@ -419,9 +419,9 @@ def draw_problem(r: random.Random) -> WordProblem:
 def stream(
     split: Split, seed: int | str, draw: Callable[[random.Random], Any] = draw_problem
 ) -> Iterator[Any]:
-    """Yield without end what `draw` makes whose `problem` is of the split.
+    """Yield without end what `draw` returns, if its `problem` belongs to the split.
 
-    A problem is held out by a hash of its text, so no train problem is a held-out one, whatever the seeds.
+    A hash of the text decides whether a problem is held out, so the splits never overlap, whatever the seeds.
     """
     r = random.Random(f"{split}-{seed}")
     while True:

@@ -1,7 +1,7 @@
-"""Benchmarks: where the problems come from, how they are asked and sampled, and what surrounds their figures.
+"""Benchmarks: where their problems come from, how models are asked, and what a report adds to the figures.
 
-A file takes the place of the hub's data set: `NAME.jsonl` or `NAME/SPLIT.jsonl` (or another kind of
-`aimo.inference.files`) in a folder, or a path instead of a name.
+A file can replace the hub's data set: `NAME.jsonl` or `NAME/SPLIT.jsonl` (or another format that
+`aimo.inference.files` reads) in a folder, or a path given instead of a name.
 """
 
 import difflib
@@ -31,18 +31,18 @@ LEAKED_WORDS = 8  # as in decontamination
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One row of the table."""
+    """One row of BENCHMARKS."""
 
-    source: str  # a data set on the hub; a file where the data set is a competition's
-    samples: int  # completions of each problem
-    # Columns. An answer may stand at the end of a text (`#### 42`) or be the only one of a list.
+    source: str  # a data set on the hub, or the name of a competition's file
+    samples: int  # completions per problem
+    # Columns. An answer may end a text (`#### 42`) or be a list, whose entries are joined by commas.
     problem: str = "problem"
     answer: str = "answer"
     subset: str | None = None
     split: str = "train"
-    subject: str | None = None  # columns that figures are also given by
+    subject: str | None = None  # columns by which figures are broken down
     level: str | None = None
-    task: str | None = None  # lighteval's task; None: we ask, and `aimo.inference.judge` scores
+    task: str | None = None  # lighteval's task; None: we sample, and `aimo.inference.judge` scores
 
 
 BENCHMARKS = {
@@ -83,7 +83,7 @@ class Question:
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """Return the benchmark of a name, or of a path to a file. AimoError when there is none."""
+    """Return the benchmark with this name, or one for a file's path. AimoError if there is neither."""
     if name in BENCHMARKS:
         return BENCHMARKS[name]
     if files.kind_of(Path(name)) or Path(name).exists():
@@ -96,8 +96,8 @@ def find_benchmark(name: str) -> Benchmark:
 def read_benchmark(
     name: str, data: Path | None = None, rows: int | None = None, rules: Competition | None = None
 ) -> list[Question]:
-    """Return the first `rows` questions of a benchmark, from a file of the folder `data` or from the hub;
-    with a competition's `rules`, from a file in the layout of its test file. AimoError names what is
+    """Return the first `rows` questions of a benchmark, from a file in the folder `data` or from the hub.
+    With a competition's `rules`, `name` is a file in the layout of its test file. AimoError names what is
     missing."""
     if rules:
         competitions.check_scored(rules)
@@ -173,8 +173,8 @@ def read_benchmark(
 def beside_published(
     model: str, measured: Mapping[str, float]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return rows with the model's pass@1 in percent and the published ones, and the numbered sources:
-    nothing where only questions of one's own were measured."""
+    """Return rows with pass@1 in percent, the model's and published ones, and the numbered sources. Both are
+    empty if none of BENCHMARKS was measured."""
     if not measured.keys() & BENCHMARKS.keys():
         return [], []
     entries = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
@@ -191,15 +191,15 @@ def beside_published(
     return rows, named
 
 
-# Leakage: runs of eight words of a question that stand in the data that the model was trained on
+# Leakage: eight-word runs of a question that also occur in the model's training data
 
 
 def check_leakage(
     model: Path, asked: Mapping[str, list[Question]], download: bool
 ) -> dict[str, dict[str, Any]]:
-    """Return the share of each benchmark's text that stands in the model's training data, or `why` it is not
-    known; `found` maps a question's id to its share. What the base model saw, and paraphrases, are not
-    found."""
+    """Return the share of each benchmark's text that is in the model's training data, or `why` it is unknown.
+
+    `found` maps a question's id to its share. Neither paraphrases nor the base model's data are checked."""
     try:
         data, texts = training_texts(model, download)
     except AimoError as e:
@@ -214,8 +214,8 @@ def check_leakage(
 
 
 def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
-    """Return where a model's training data is, that of its run or the `datasets` of its card, and its
-    problems with their solutions. AimoError where neither is known, or a set is not here and may not be
+    """Return the source of a model's training data (its run, or the `datasets` of its card), and the problems
+    with their solutions. AimoError if neither names any data, or if a set is not here and may not be
     downloaded."""
     run, card, texts = model.absolute().parent.parent / "data", model / "README.md", []
 
@@ -229,7 +229,7 @@ def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
         return ", ".join(f"{run.parent.name}/data/{path.name}" for path in tables), pl.concat(texts)
     try:
         listed = huggingface_hub.ModelCard.load(card).data.datasets if card.is_file() else None
-    except Exception as e:  # yaml raises many kinds
+    except Exception as e:  # yaml raises many exception types
         reason = " ".join(str(e).split())[:100]
         raise AimoError(f"{card}: its header cannot be read ({reason})") from None
     named = [listed] if isinstance(listed, str) else [str(name) for name in listed or ()]
@@ -238,13 +238,13 @@ def training_texts(model: Path, download: bool) -> tuple[str, pl.Series]:
     places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
-        for place in places:  # unless told to download, read what is here and ask nobody
+        for place in places:  # without `download`, read only what is here
             place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or not download
         for name in named:
             try:
                 rows = sources.load_source(Source(name), 0, f"the card of {model.name}")[0]
             except AimoError as e:
-                if download or not isinstance(e.__context__, OSError):  # it is here and of no use
+                if download or not isinstance(e.__context__, OSError):  # it is here but unusable
                     raise
                 raise AimoError(f"{name} of the model's card is not here; --card-data downloads it") from None
             add(rows, pl.col("problem"), pl.col("solution"))

@@ -1,7 +1,7 @@
-"""`aimo compare`: models on the same questions, how large a difference is, and whether it is more than luck.
+"""`aimo compare`: compare models on the same questions, and test whether a difference is more than luck.
 
-Each question's difference is taken first, and the bootstrap draws questions, so that easy and hard ones do
-not blur it. Evaluations with other questions or settings are refused.
+Differences are taken per question, and the bootstrap resamples questions, so that the spread from easy to
+hard ones does not blur them. Evaluations whose questions or settings differ are refused.
 """
 
 from collections.abc import Callable, Collection
@@ -23,27 +23,27 @@ from aimo.inference.storage import read_lines, write_json
 from aimo.report import pages
 from aimo.run.runs import figures
 
-# The lines to tell, comparison.json, and a function that writes the page into a folder.
+# The lines to print, the content of comparison.json, and a function that writes the page into a folder.
 Compared = tuple[list[str], dict[str, Any], Callable[[Path], Path]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Model b against model a, the baseline, by as many completions of each question as both have."""
+    """Model b against model a, the baseline, on as many completions of each question as both have."""
 
     a: Scores
     b: Scores
     passes: Interval  # difference in pass@1
-    votes: Interval | None  # difference in maj@k; None for one completion of each question
+    votes: Interval | None  # difference in maj@k; None if k is 1
     tokens: Interval  # b's mean tokens divided by a's
-    p: float  # of the difference: McNemar's for one completion of each question, else that of random signs
-    real_alone: bool  # whether it is more than luck, were it the only comparison
-    flips: list[int]  # the rows whose vote is right for one and wrong for the other, large changes first
+    p: float  # of the difference: by McNemar's test if k is 1, otherwise by random signs
+    real_alone: bool  # whether it would be significant as the only comparison
+    flips: list[int]  # rows whose vote is right for only one model, largest changes first
 
 
 def compare_folders(folders: list[Path], allowed: Collection[str], folder: Path) -> list[str]:
-    """Compare evaluations with the first of them, or runs; write comparison.json and its page, and return the
-    verdicts. `allowed` are the settings that may differ between evaluations."""
+    """Compare evaluations with the first one, or runs with each other; write comparison.json and its page.
+    Return the verdicts. Only the settings in `allowed` may differ between evaluations."""
     named = {path.name: path for path in folders}
     if len(named) < max(2, len(folders)):
         raise AimoError("compare takes two or more folders with different names; rename those of one name")
@@ -77,7 +77,7 @@ def of_evaluations(named: dict[str, Path], allowed: Collection[str]) -> Compared
         mine, theirs = ({"context": one.context} | one.settings for one in (first, second))
         for one in (mine, theirs):  # no more tokens than the context allows
             one["max_tokens"] = min(one.get("max_tokens", one["context"]), one["context"])
-        for key in (*ASKED, "context"):  # but for what an older version did not record
+        for key in (*ASKED, "context"):  # older versions did not record every key
             if key in mine and key in theirs and mine[key] != theirs[key] and key not in allowed:
                 raise AimoError(
                     f"{names}: {key} is {mine[key]!r} for one and {theirs[key]!r} for the other; evaluate "
@@ -109,7 +109,7 @@ def of_evaluations(named: dict[str, Path], allowed: Collection[str]) -> Compared
 def of_runs(named: dict[str, Path]) -> Compared:
     found = {name: figures(path) for name, path in named.items()}
     rows = [{"run": name, "model": m} | row for name, models in found.items() for m, row in models.items()]
-    logs: dict[str, dict[str, Any]] = {}  # the curves of a stage, by run
+    logs: dict[str, dict[str, Any]] = {}  # each stage's curves, by run
     for stage in TRAINED:
         read = {name: read_lines(run / stage / "log.jsonl") for name, run in named.items()}
         if len(trained := {name: log for name, log in read.items() if log}) > 1:
@@ -125,12 +125,12 @@ def of_runs(named: dict[str, Path]) -> Compared:
 
 
 def in_points(difference: Interval, form: str = "{} ({} to {})") -> str:
-    """Return a difference with its interval, in points of 100."""
+    """Return a difference with its interval, in percentage points."""
     return form.format(*(f"{100 * number:+.1f}" for number in asdict(difference).values()))
 
 
 def compare_scores(a: Scores, b: Scores) -> Comparison:
-    """Compare two models on the same questions, by as many completions as both have."""
+    """Compare two models on the same questions and on as many completions as both have."""
     k = min(a.samples, b.samples)
     a, b = a.first(k), b.first(k)
     gains, votes = b.right.mean(axis=1) - a.right.mean(axis=1), b.votes() - a.votes()
@@ -150,7 +150,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def verdict(found: Comparison, a: str, b: str, tests: int, corrected: float) -> str:
-    """Say whether b is better than a, among so many `tests`, and what would tell if that is open."""
+    """Return whether b is better than a, as one of `tests` comparisons, and what would settle an open one."""
     points = 100 * found.passes.value
     bounds = in_points(found.passes, "95 % interval {1} to {2}")
     if found.a.samples == 1:
@@ -169,14 +169,14 @@ def verdict(found: Comparison, a: str, b: str, tests: int, corrected: float) -> 
 
 
 def what_would_tell(found: Comparison) -> str:
-    """Say how many more completions or questions would show such a difference, with a power of 0.8.
+    """Return how many more completions or questions would show such a difference with a power of 0.8.
 
-    The variance of the mean difference is (between + within / k) / n: between questions, and within them.
+    The mean difference has the variance (between + within / k) / n, between questions and within them.
     """
     k, n = found.a.samples, len(found.a.right)
     if found.passes.value == 0:
         return "No number of completions would show a difference of nothing."
-    wanted = (found.passes.value / FOUND) ** 2  # the variance at which it shows
+    wanted = (found.passes.value / FOUND) ** 2  # the largest variance at which it shows
     rates = [one.right.mean(axis=1) for one in (found.a, found.b)]
     total = float(np.var(rates[1] - rates[0], ddof=1)) if n > 1 else 0.0
     within = sum(float(np.mean(rate * (1 - rate))) for rate in rates) * k / (k - 1) if k > 1 else 0.0

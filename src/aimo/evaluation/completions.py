@@ -1,7 +1,7 @@
-"""Sample the completions of a model on a benchmark, and keep each in one file as it ends.
+"""Sample a model's completions on a benchmark, and append each to a file as it ends.
 
-JSON lines: first what was asked (a header), then a completion a line (`Trace`). An interrupted run continues
-sample by sample, and `scores` can score a file again without a model.
+The file holds JSON lines: a header with what was asked, then one completion per line (`Trace`). A restarted
+run samples only what is missing, and `scores` can score a file again without a model.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from aimo.inference.sandbox import has_sandbox
 from aimo.inference.settings import validate_settings
 from aimo.inference.storage import AGAIN, SampleFile, iterate_lines
 
-IN_FLIGHT = 512  # completions at a time; a client of servers gives up on more that wait
-SANDBOXES = 128  # completions at a time that may run programs; each has a process and its descriptors
+IN_FLIGHT = 512  # completions at a time; with more, a server's client gives up on those that wait
+SANDBOXES = 128  # completions at a time that may run programs; each needs a process and file descriptors
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,27 @@ class EvaluationHeader:
     benchmark: str
     seed: int
     settings: dict[str, Any]  # `Settings.asked`
-    context: int  # tokens of prompt and completion that the engine allows; 0 before there is one
+    context: int  # the engine's limit for prompt and completion, in tokens; 0 before it starts
     questions: list[Question]
-    served: str = ""  # what servers call the model; empty for an engine, and before they are asked
-    # The kind of the answers, as JSON, and the sentence on them, of a competition. None: any, as the judge
-    # finds them equal.
+    served: str = ""  # the model's name on its servers; empty for an engine, and before they are asked
+    # A competition's kind of answer, as JSON, and its sentence for prompts. None: any answer, compared by the
+    # judge.
     answer: dict[str, Any] | None = None
     rules: str = ""
 
     @property
     def kind(self) -> Kind | None:
-        """The kind of the answers. ValueError where it is none."""
+        """The kind of the answers. ValueError if `answer` is not one."""
         return None if self.answer is None else read_kind(self.answer)
 
     def compared(self) -> dict[str, Any]:
-        """Return what must be equal of completions in one file; what is not known yet is left out."""
+        """Return what all completions in one file must share, without what is not known yet."""
         known = {key: value for key in ("context", "served") if (value := getattr(self, key))}
         named = {"benchmark": self.benchmark, "weights": self.weights, "seed": self.seed}
         return named | self.settings | {"answer": self.answer, "rules": self.rules} | known
 
     def is_of(self, weights: str) -> bool:
-        """Return whether the completions are of the model with this identity."""
+        """Return whether the completions come from the model with this identity."""
         told_apart = "-" in self.weights or "+" not in self.model  # 1.0.1 gave an adapter its base's weights
         return told_apart and is_same_model(self.weights, weights)
 
@@ -73,7 +73,7 @@ class Trace:
     text: str
     tokens: int
     finished: bool  # False when it was cut off
-    begin_s: float  # seconds of sampling until it began and ended, all starts together
+    begin_s: float  # seconds of sampling until it began and ended, summed over all starts
     end_s: float
 
 
@@ -81,10 +81,10 @@ HEADER, TRACE = TypeAdapter(EvaluationHeader), TypeAdapter(Trace)
 
 
 class CompletionFile(SampleFile):
-    """A file of completions, locked and open for more of them; a context manager."""
+    """A locked file of completions, open for appending; a context manager."""
 
     def __init__(self, path: Path, header: EvaluationHeader):
-        """Read what is there, or begin the file. AimoError when it was made with another header."""
+        """Read the file, or create it with this header. AimoError if it has another one."""
         super().__init__(path, "--run-dir")
         self.header = header
         found: list[Trace] = []
@@ -105,7 +105,7 @@ class CompletionFile(SampleFile):
         self.traces = {(trace.id, trace.index): trace for trace in found}  # by question and index
 
     def missing(self, num_samples: int) -> list[tuple[str, int]]:
-        """Return what is missing of `num_samples` completions for each question, first ones first."""
+        """Return (question id, index) of each completion missing up to `num_samples`, in order of index."""
         wanted = ((question.id, n) for n in range(num_samples) for question in self.header.questions)
         return [which for which in wanted if which not in self.traces]
 
@@ -115,7 +115,7 @@ class CompletionFile(SampleFile):
 
 
 def read_completions(path: Path) -> tuple[EvaluationHeader, list[Trace]]:
-    """Return what was asked, and all completions. AimoError names a line that is neither."""
+    """Return a file's header and completions. AimoError names a line that is neither."""
     traces = []
     header = None
     for number, value in iterate_lines(path):
@@ -124,7 +124,7 @@ def read_completions(path: Path) -> tuple[EvaluationHeader, list[Trace]]:
                 raise ValueError(value)
             if header is None:
                 header = HEADER.validate_python(value["evaluation"])
-                _ = header.kind  # raises where it is none
+                _ = header.kind  # raises ValueError if it is not a kind
                 validate_settings(header.settings, f"{path}, line {number}", AGAIN)
                 if not (known := {question.id for question in header.questions}):
                     raise ValueError("it asks no question")
@@ -143,11 +143,11 @@ def read_completions(path: Path) -> tuple[EvaluationHeader, list[Trace]]:
 
 
 def sample_file(sampler: Sampler, file: CompletionFile, num_samples: int, step: Callable[[], None]) -> None:
-    """Sample what is missing of `num_samples` completions for each question; `step` is called after each.
+    """Sample the completions missing up to `num_samples` per question; call `step` after each.
 
-    A completion depends on seed, problem and its index alone, as in `scores.sample_rows`, but for rare last
-    bits of the logits. AimoError when every server is down, EngineError when the engine fails; what has ended
-    by then is kept.
+    A completion depends only on seed, problem and index, as in `scores.sample_rows`, except for rare rounding
+    differences in the logits. AimoError if every server is down, EngineError if the engine fails; completions
+    that have ended are kept.
     """
     header, settings = file.header, sampler.settings
     problems = {
@@ -184,7 +184,7 @@ def sample_file(sampler: Sampler, file: CompletionFile, num_samples: int, step: 
                 ended, tasks = await asyncio.wait(
                     tasks, timeout=solver.HEALTH_CHECK_S, return_when=asyncio.FIRST_EXCEPTION
                 )
-                for error in [task.exception() for task in ended]:  # of all: asyncio prints one not asked for
+                for error in [task.exception() for task in ended]:  # all: asyncio prints those not retrieved
                     if error:
                         raise error
                 if (now := (sampler.written, len(file.traces))) != sign:
@@ -199,5 +199,5 @@ def sample_file(sampler: Sampler, file: CompletionFile, num_samples: int, step: 
     except AimoError as e:
         again = "" if AGAIN in str(e) else f": {AGAIN}"
         raise AimoError(f"{e}; {len(file.traces):,} completions are kept in {file.path}{again}") from None
-    except Exception as e:  # the engine's own kinds
+    except Exception as e:  # the engine's own exception types
         raise EngineError(f"the engine failed: {one_line(e)}; {AGAIN}") from None

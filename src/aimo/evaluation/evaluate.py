@@ -1,7 +1,7 @@
 """Evaluate models: `aimo evaluate` on benchmarks, notebook 04 on a run's held-out problems.
 
-`aimo evaluate` leaves in its folder the completions of each benchmark with all that was asked (NAME.jsonl,
-`completions`), the figures (evaluation.json) and the page (evaluation.html).
+`aimo evaluate` writes to its folder each benchmark's completions with what was asked (NAME.jsonl, see
+`completions`), the figures (evaluation.json) and a page (evaluation.html).
 """
 
 import importlib
@@ -51,14 +51,14 @@ class Wanted:
     model: Path
     name: str  # how pages call the model
     benchmarks: list[str]  # names of the table, or paths to files
-    layers: list[dict[str, Any]]  # over the benchmark's and the model's settings: a profile's, the command's
-    data: Path | None = None  # a folder with files in place of the hub's data sets
-    rows: int | None = None  # only so many questions of each
+    layers: list[dict[str, Any]]  # settings over the benchmark's and the model's: a profile's, the command's
+    data: Path | None = None  # a folder with files that replace the hub's data sets
+    rows: int | None = None  # questions of each benchmark; None: all
     seed: int = 0
     adapter: Path | None = None
     log_to: str = "none"  # a tracker that gets the figures too, as in a profile's `training.log_to`
     card_data: bool = False  # whether the training sets that the model's card names may be downloaded
-    rules: Competition | None = None  # of whose competition these files are, and which judge the answers
+    rules: Competition | None = None  # of the files' competition; they judge the answers
     audit: bool = False  # whether math-verify judges the completions too
 
     @cached_property
@@ -70,20 +70,20 @@ class Wanted:
         benchmark = benchmarks.find_benchmark(name)
         layer: dict[str, Any] = benchmarks.SAMPLING | {"samples": benchmark.samples}
         boxes = guess_tags(self.model).answer_start.startswith("\\boxed")
-        if boxes and not (self.model / SETTINGS).exists():  # others have a prompt of their own
+        if boxes and not (self.model / SETTINGS).exists():  # other models bring their own prompt
             layer["user"] = benchmarks.RULES if self.rules else benchmarks.BOXED
         settings = resolve_settings(self.model, layer, *self.layers)
         if settings.temperature == 0 and not any("samples" in given for given in self.layers):
-            return replace(settings, samples=1)  # all would be equal
+            return replace(settings, samples=1)  # all samples would be equal
         return settings
 
 
 def evaluate_model(wanted: Wanted, start: Callable[[Settings], Sampler], folder: Path) -> dict[str, Scores]:
     """Sample what is missing, score everything, and write figures and page; return the scores by benchmark.
 
-    What the folder already has of other benchmarks is scored and shown too. `start` starts the engine, or
-    connects to servers, only if a completion is missing, so scoring again costs no generation. AimoError for
-    what the user can fix, before the engine starts.
+    Other benchmarks in the folder are scored and shown too. `start` starts the engine or connects to servers.
+    It is called only if a completion is missing, so scoring again generates nothing. AimoError, before the
+    engine starts, for what the user can fix.
     """
     questions, tasks = {}, {}
     for name in wanted.benchmarks:
@@ -112,7 +112,7 @@ def evaluate_model(wanted: Wanted, start: Callable[[Settings], Sampler], folder:
     try:
         found: dict[str, Scores] = {}
         others: dict[str, Any] = {}
-        if (folder / FIGURES).exists():  # what the folder already has must be this model's
+        if (folder / FIGURES).exists():  # the folder may hold only this model's completions
             record, found = read_evaluation(folder)
             foreign = [one.header.model for one in found.values() if not one.header.is_of(wanted.weights)]
             if record.get("weights", wanted.weights) != wanted.weights:
@@ -145,11 +145,11 @@ def evaluate_model(wanted: Wanted, start: Callable[[Settings], Sampler], folder:
 def sample_missing(
     wanted: Wanted, questions: dict[str, Any], start: Callable[[Settings], Sampler], folder: Path
 ) -> dict[str, completions.CompletionFile]:
-    """Sample the completions that are missing; return the closed files by benchmark."""
+    """Sample the missing completions; return the files, closed, by benchmark."""
     sampler, files, rules = None, {}, wanted.rules
     with ExitStack() as stack:
         for benchmark, asked in questions.items():
-            # Files and tables call a benchmark by its name in the table, or by its file's.
+            # Files and tables use a benchmark's name in BENCHMARKS, or its file's stem.
             name = benchmark if benchmark in benchmarks.BENCHMARKS else Path(benchmark).stem
             settings, path = wanted.settings(benchmark), folder / f"{name}.jsonl"
             known = wanted.name, wanted.weights, name, wanted.seed, settings.asked, 0, asked
@@ -173,7 +173,7 @@ def sample_missing(
 
 
 def write_results(wanted: Wanted, found: dict[str, Scores], others: dict[str, Any], folder: Path) -> None:
-    """Write evaluation.json and its page, tell the tracker, and list the page in runs/index.html."""
+    """Write evaluation.json and its page, send the figures to the tracker, and update runs/index.html."""
     figures: dict[str, Any] = {name: scores.figures_of(one) for name, one in found.items()}
     measured = {name: round(100 * figures[name]["pass@1"][0], 1) for name in found}
     asked = {name: one.header.questions for name, one in found.items()}
@@ -189,13 +189,13 @@ def write_results(wanted: Wanted, found: dict[str, Scores], others: dict[str, An
     record["votes"] = {}
     published = benchmarks.beside_published(wanted.name, measured)
     shown: dict[str, Any] = {"settings": {}, "curves": {}, "questions": {}, "unread": {}, "since": {}}
-    # The newest evaluation of the same questions beside this one: which votes have flipped since?
+    # Find the newest other evaluation of the same questions, to show which votes have flipped since.
     beside = [path for path in folder.parent.glob(f"*/{FIGURES}") if path.parent != folder]
     beside.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for name, one in found.items():
         votes, digest = (one.votes() > 0.5).tolist(), sha256(repr(asked[name]).encode()).hexdigest()
         record["votes"][name] = {"questions": digest, "right": votes}
-        for path in beside:  # another's broken file, or one of version 1.0.1, does not count
+        for path in beside:  # skip a broken file, or one of version 1.0.1
             with suppress(AimoError, LookupError, TypeError):
                 voted = read_json(path, "")["votes"][name]
                 if voted["questions"] == digest:
@@ -218,8 +218,8 @@ def write_results(wanted: Wanted, found: dict[str, Scores], others: dict[str, An
                 }
                 for i, j in zip(*np.nonzero(one.unread), strict=True)
             ]
-    # For the hub (huggingface.co/docs/hub/eval-results), whole benchmarks with a board there; not a file with
-    # a benchmark's name. MathArena's sets name their task as the set (`eval.yaml`).
+    # For the hub (huggingface.co/docs/hub/eval-results): whole benchmarks with a leaderboard there, no file
+    # with a benchmark's name. MathArena's sets use their own name as the task (`eval.yaml`).
     for name in benchmarks.BENCHMARKS.keys() & figures.keys() & {*wanted.benchmarks}:
         source, k = benchmarks.BENCHMARKS[name].source, found[name].samples
         if source.startswith("MathArena/") and wanted.rows is None:
@@ -245,7 +245,7 @@ def question_row(one: Scores, i: int) -> dict[str, Any]:
 
 
 def track(to: str, folder: Path, name: str, figures: dict[str, dict[str, Any]]) -> None:
-    """Send figures by benchmark or model to the tracker `to`, as `aime24/pass@1`; of intervals, the value.
+    """Send each benchmark's or model's figures to the tracker `to`, as `aime24/pass@1`, without intervals.
     "none" sends nothing; TensorBoard's files go into `folder`."""
     if to == "none":
         return
@@ -274,7 +274,7 @@ def track(to: str, folder: Path, name: str, figures: dict[str, dict[str, Any]]) 
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that can be written to, or raise AimoError."""
+    """Create a folder. AimoError if it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -283,19 +283,19 @@ def make_folder(folder: Path) -> None:
 
 
 def evaluation_folder(name: str, run_dir: str | None, kind: str = "evaluate") -> Path:
-    """Return where an evaluation or comparison goes: runs/KIND-NAME if not given."""
+    """Return the folder of an evaluation or comparison: `run_dir`, or else runs/KIND-NAME."""
     return Path(run_dir).absolute() if run_dir else RUNS / f"{kind}-{name}"
 
 
 def model_name(model: Path) -> str:
-    """Return a short name of a model folder or an adapter; RUN-STAGE for a stage's own."""
+    """Return a short name for a model folder or adapter: RUN-STAGE for a stage's, otherwise the folder's."""
     path = model.absolute()
     own = path.name in ("model", "trained") and len(path.parts) > 3
     return "-".join(path.parts[-3:-1]) if own else path.name
 
 
 def read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, Scores]]:
-    """Return evaluation.json of a folder, and the scores by benchmark. AimoError for none or a broken one."""
+    """Return a folder's evaluation.json and scores by benchmark. AimoError if it is missing or broken."""
     path = folder / FIGURES
     if not path.exists():
         raise AimoError(f"{folder}: it holds no finished evaluation; make one with `aimo evaluate`")
@@ -331,9 +331,8 @@ def show_scores(found: dict[str, Scores]) -> None:
 
 
 def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dict[str, Scores]:
-    """Evaluate the base and each trained model on n held-out rows, one after the other in the same engine,
-    and write majority.json and samples.json. AimoError when vLLM does not compute what a stage has
-    trained."""
+    """Evaluate the base and each trained model in turn, in one engine, on n held-out rows, and write
+    majority.json and samples.json. AimoError if vLLM does not compute what a stage has trained."""
     kept = {name: run.folder / f"{name}.json" for name in ("majority", "samples")}
     for path in kept.values():
         path.unlink(missing_ok=True)
@@ -341,7 +340,7 @@ def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dic
         return {}
     models, profile = run.models(), run.profile
     prompt = profile.prompt
-    if not profile.trained:  # the format of a public model is its own
+    if not profile.trained:  # a public model brings its own format
         prompt = replace(prompt, **asdict(engine.settings.tags))
     found: dict[str, Scores] = {}
     for i, (name, folder) in enumerate(models.items()):
@@ -364,10 +363,10 @@ def evaluate_models(engine: Engine, run: Run, rows: list[dict[str, Any]]) -> dic
 
 
 def kept_questions(found: dict[str, Scores]) -> list[dict[str, Any]]:
-    """Return SHOWN of n questions with the completions of each model, those first whose vote has `flipped`
-    from a model to the next."""
+    """Return up to SHOWN of n questions with each model's completions, starting with those whose vote has
+    `flipped` from one model to the next."""
     votes = {name: (one.votes() > 0.5).tolist() for name, one in found.items()}
-    told = []  # of each question
+    told = []  # by question
     for i in range(len(next(iter(votes.values())))):
         changes = ((name, pages.flipped(votes[a][i], votes[name][i])) for a, name in pairwise(votes))
         told.append(", ".join(f"{name}: {change}" for name, change in changes if change))

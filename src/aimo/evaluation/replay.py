@@ -1,8 +1,8 @@
-"""Rules of voting, stopping and time on recorded samples: accuracy, tokens and wall time, without a GPU.
+"""Replay rules of voting, stopping and time on recorded samples, for accuracy, tokens and time without a GPU.
 
 Each question is replayed in random orders of its samples, the same for every rule. At most 16 samples run at
-a time. When a rule stops, the running samples end, and the tokens that they wrote count. Wall is the time
-from the first start to the stop. All figures are means over questions and orders.
+a time. When a rule stops, the running samples end, and the tokens that they have written count. Wall time
+runs from the first start to the stop. All figures are means over questions and orders.
 
 `forecast_score` forecasts the score of a competition day from such replays.
 """
@@ -31,11 +31,11 @@ from aimo.inference.voting import State, Step, Stop
 from aimo.report import plots
 
 OURS = "ours"
-# Ours, no stop, AIMO 3's, that of its best public notebook with our 16 samples, AIMO 2's second place's,
-# NVIDIA's.
+# In this order: ours, no stop, AIMO 3's best public notebook, the same with our 16 samples, AIMO 2's second
+# place, NVIDIA.
 STOPS = (OURS, "all", "4 of 8", "4 of 16", "5 of 15", "10 ended of 12")
 WEIGHTS = ("programs", "length", "logprob", "tail_logprob", "entropy", "tail_entropy", "ties")
-SHOWN = 5  # questions that flipped
+SHOWN = 5  # flipped questions that are printed
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Rule:
 
     name: str
     next_step: Callable[[State], Step]
-    samples: int | None = None  # of a question at most; None: all
+    samples: int | None = None  # at most per question; None: all
     weight: str = "equal"
-    is_ours: bool = False  # whether samples end, and equal votes are told apart, as in the solver
+    is_ours: bool = False  # whether samples end and ties break as in the solver
 
 
 def parse_rule(name: str) -> Rule:
-    """Return the rule of a name such as `ours`, `ours max_error=0.1`, `4 of 8` or `all:entropy`."""
+    """Return the rule for a name such as `ours`, `ours max_error=0.1`, `4 of 8` or `all:entropy`."""
     stop, _, weight = (part.strip() for part in name.partition(":"))
     is_ours, *changes = stop.split() or [""]
     found = re.fullmatch(r"all|(\d+)( ended)? of (\d+)", stop)
@@ -67,12 +67,12 @@ def parse_rule(name: str) -> Rule:
         except (ValueError, KeyError):
             told = f"ours has the keys {', '.join(types)}, each with a number"
             raise AimoError(f"--policy {name!r}: {told}") from None
-        # The solver always looks at what programs printed.
+        # The solver always weighs votes by what programs printed.
         return Rule(name, lambda state: voting.next_step(state, policy), None, weight or "programs", True)
     needed, samples = (int(number) if number else None for number in (found[1], found[3]))
 
     def next_step(state: State) -> Step:
-        """Start as many samples as may run at a time, until enough have ended or agree, or none is left."""
+        """Fill the free slots with samples until enough have ended or agree, or none is left."""
         if state.time_left <= 0:
             return Step(Stop.DEADLINE)
         reached = state.ended if found[2] else max(state.votes.values(), default=0)
@@ -86,11 +86,11 @@ def parse_rule(name: str) -> Rule:
 def play(
     samples: Sequence[RecordedSample], rule: Rule, budget: float = math.inf
 ) -> tuple[Vote, float, float]:
-    """Replay samples in the order of their starts, for `budget` units of wall time at most; return the rule's
-    answer, the tokens that were written, and the wall time."""
-    running: dict[int, float] = {}  # sample: the time of its start
-    ends: dict[int, float] = {}  # sample: the time at which it ends unless it is cut
-    over: dict[int, Vote] = {}  # sample: its answer, in the order in which they end
+    """Replay samples, given in starting order, for at most `budget` units of wall time. Return the rule's
+    answer, the number of tokens written, and the wall time."""
+    running: dict[int, float] = {}  # start time by sample
+    ends: dict[int, float] = {}  # end time by sample, unless it is cut
+    over: dict[int, Vote] = {}  # answer by sample, in order of ending
     votes: Counter[Any] = Counter()  # peers vote for texts too
     weights: dict[Any, float] = {}
     each: list[float] = []
@@ -108,8 +108,8 @@ def play(
         )
         if step.stop:
             tokens += sum((now - start) * samples[i].pace for i, start in running.items())
-            # Most weight wins, then most votes. Among equals ours takes the smallest answer; a peer the first
-            # to end or, where it awaits all samples, the first to be started.
+            # The most weight wins, then the most votes. On a tie, ours takes the smallest answer, and a
+            # peer the first to end or, if it waits for all samples, the first to start.
             if rule.is_ours:
                 return voting.leader(weights, votes), tokens, now
             order = sorted(over) if rule.samples is None else over
@@ -134,8 +134,8 @@ def play(
         answer = over[i] = None if cut else sample.answer
         if answer is not None:
             votes[answer] += 1
-            # The solver gives an answer that a program printed and the sample did not state a half; here it
-            # counts 2, as records do not tell them apart.
+            # In the solver, an answer that a program printed but the sample did not state weighs a half. Here
+            # it weighs 2, because records do not distinguish the two.
             weight = (
                 voting.by_tools(answer, sample.printed) if programs else voting.weigh(sample, rule.weight)
             )
@@ -147,7 +147,7 @@ def play(
 def replay_order(
     question: RecordedQuestion, order: Sequence[int], rule: Rule, budget: float = math.inf
 ) -> tuple[bool, float, float]:
-    """Return whether a rule is right on one order of a question's samples, its tokens and its wall time."""
+    """Replay a rule on one order of a question's samples; return whether it is right, tokens and time."""
     samples = question.ours if rule.is_ours else question.peer
     answer, tokens, wall = play([samples[i] for i in order[: rule.samples]], rule, budget)
     return answer is not None and question.kind.equal(question.gold, answer), tokens, wall
@@ -161,8 +161,8 @@ def measure(
     samples: int | None = None,
     budget: float = math.inf,
 ) -> np.ndarray:
-    """Return (rules, 3, n) each rule's accuracy, tokens and wall time on n questions: means over `draws`
-    random orders of all or of so many `samples`. Costs a second for 120,000 samples."""
+    """Return each rule's accuracy, tokens and wall time on n questions (rules, 3, n), as means over `draws`
+    random orders of all samples, or of `samples` of them. Takes a second for 120,000 samples."""
     rng = random.Random(seed)
     figures = np.zeros((len(rules), 3, len(questions)))
     for n, question in enumerate(questions):
@@ -177,7 +177,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Figures:
-    """A rule on one file, beside our default."""
+    """A rule's figures on one file, compared with our default."""
 
     file: str
     unit: str  # of wall time
@@ -185,11 +185,11 @@ class Figures:
     accuracy: float
     tokens: float
     wall: float
-    difference: Interval  # of its accuracy and ours
+    difference: Interval  # its accuracy minus ours
     tokens_ratio: Interval  # our tokens divided by its
     wall_ratio: Interval
-    # Questions that one of both answers right in most orders and the other does not, with the shares of
-    # orders that ours and this rule answer right.
+    # Questions that only one of the two rules answers right in most orders, with the shares of orders that
+    # ours and this rule answer right.
     flipped: dict[str, tuple[float, float]]
     p: float = 1.0  # of the difference in accuracy, by random signs
     corrected: float = 1.0  # for all rules of the file (Benjamini-Hochberg)
@@ -203,8 +203,8 @@ def compare_rules(
     samples: int | None = None,
     budget: float = math.inf,
 ) -> list[Figures]:
-    """Measure our default and other rules on one file. Without `rules`, those are every stop rule, and every
-    recorded weight on all samples and with our stop rule."""
+    """Measure our default and other rules on one file. Without `rules`, these are every stop rule, and every
+    recorded weight with all samples and with our stop rule."""
     recorded = ["equal", "length"]
     for weight in WEIGHTS:
         name = {"programs": "printed", "ties": "entropy"}.get(weight, weight)
@@ -238,11 +238,11 @@ def compare_rules(
 
 
 def plot_rules(figures: Sequence[Figures], to: Path) -> None:
-    """Draw accuracy against tokens, a panel for each file."""
+    """Plot accuracy against tokens, one panel per file."""
     files = list(dict.fromkeys(figure.file for figure in figures))
     canvas, grid = plots.panels(len(files), columns=3, width=7, height=5)
     for panel, file in zip(grid, files, strict=True):
-        names: dict[tuple[float, float], list[str]] = {}  # rules in one place share a label
+        names: dict[tuple[float, float], list[str]] = {}  # rules at the same point share a label
         for figure in (f for f in figures if f.file == file):
             names.setdefault((round(figure.tokens), round(figure.accuracy, 3)), []).append(figure.rule)
         middle = (max(names)[0] + min(names)[0]) / 2
@@ -261,7 +261,7 @@ def plot_rules(figures: Sequence[Figures], to: Path) -> None:
 def show_rules(traces: Traces, figures: Sequence[Figures]) -> None:
     """Print the table, which rules differ from ours by more than luck, and the questions that flipped."""
 
-    def text(interval: Interval, form: str) -> str:  # + 0 makes -0.0 a 0.0
+    def text(interval: Interval, form: str) -> str:  # + 0 turns -0.0 into 0.0
         value, low, high = (f"{round(x, 3) + 0:{form}}" for x in astuple(interval))
         return f"{value} ({low} to {high})"
 
@@ -292,11 +292,11 @@ def show_rules(traces: Traces, figures: Sequence[Figures]) -> None:
 
 # ---- The score of a day
 #
-# A day asks `questions` questions `runs` times each; a question scores the share of its runs that are right.
-# docs/voting.md has the assumptions.
+# A day asks each of `questions` questions `runs` times; a question's score is its share of right runs.
+# docs/voting.md lists the assumptions.
 
-LEAST_SHOWN = 0.001  # chance of a score
-FIELD_DEVIATION = 1.7  # of 21 runs of the baseline of AIMO 3's winners (mean 39.3 of 50)
+LEAST_SHOWN = 0.001  # scores with a smaller chance are not printed
+FIELD_DEVIATION = 1.7  # standard deviation of 21 runs of the AIMO 3 winners' baseline (mean 39.3 of 50)
 
 
 @dataclass(frozen=True)
@@ -308,14 +308,14 @@ class Forecast:
     at_least: np.ndarray  # the chance of each score or a higher one
     mean: float
     deviation: float
-    luck: float  # standard deviation of the score of one run on the same questions
+    luck: float  # standard deviation of one run's score on the same questions
 
 
 def chances_of(
     questions: Sequence[RecordedQuestion], rule: Rule, samples: int = 16, draws: int = 300, seed: int = 0
 ) -> list[float]:
-    """Return (n,) the chance p_q that one run of a rule is right on each question: the share of `draws`
-    replays of so many `samples`, drawn with replacement from those recorded."""
+    """Return the chance p_q (n,) that one run of a rule is right on each question: the share of right
+    replays among `draws`, each of `samples` samples drawn with replacement from the recorded ones."""
     rng = random.Random(seed)
     found = []
     for question in questions:
@@ -326,9 +326,9 @@ def chances_of(
 
 
 def forecast_score(rates: Sequence[float], runs: int, questions: int) -> Forecast:
-    """Forecast a day of `questions` questions with the chances `rates` (m,) of the recorded ones: these when
-    there are as many, otherwise drawn from them. Exact: the convolution of the questions' distributions."""
-    rights = range(runs + 1)  # of a question, binomial: given p_q, runs are independent
+    """Forecast a day of `questions` questions from the chances `rates` (m,) of the recorded ones. If m is
+    another number, draw the questions from them. Exact: it convolves the questions' distributions."""
+    rights = range(runs + 1)  # right runs of a question, binomial: given p_q, runs are independent
     each = np.array([[comb(runs, k) * p**k * (1 - p) ** (runs - k) for k in rights] for p in rates])
     chances = reduce(np.convolve, each if len(rates) == questions else [each.mean(axis=0)] * questions)
     points = np.arange(len(chances)) / runs
@@ -339,8 +339,8 @@ def forecast_score(rates: Sequence[float], runs: int, questions: int) -> Forecas
 
 
 def runs_to_tell(deviation: float, gain: float = 1.0) -> int:
-    """Return the runs that each of two settings needs: n = 2 ((z(0.975) + z(0.8)) deviation / gain)^2, so
-    that a two-sided test of two means at the level of 0.05 finds the gain in points with a probability of
+    """Return the runs that each of two settings needs: n = 2 ((z(0.975) + z(0.8)) deviation / gain)^2. With
+    these, a two-sided test of two means at the 0.05 level finds a gain of `gain` points with probability
     0.8."""
     return max(1, int(np.ceil(2 * (FOUND * deviation / gain) ** 2)))
 

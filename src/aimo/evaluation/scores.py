@@ -1,6 +1,6 @@
-"""Score completions: pass@1, pass@k, maj@k, tokens and cut-offs, each with its 95 % interval over questions.
+"""Score completions: pass@1, pass@k, maj@k and tokens with 95 % intervals over questions, and cut-offs.
 
-Everything follows from the completions, so a file can be scored again without a model. Notebook 04,
+All figures follow from the completions, so a file can be scored again without a model. Notebook 04,
 `aimo evaluate` and the stages that sample a training set (`sample_rows`) share these verdicts.
 """
 
@@ -39,11 +39,11 @@ from aimo.run.runs import Run, by_hand
 
 LEVEL = 0.95
 SIGNIFICANCE, POWER = 0.05, 0.8  # of a test
-# The standard errors by which a difference must exceed 0 for a two-sided test to find it with this power.
+# A two-sided test finds a difference with this power if it is this many standard errors from 0.
 FOUND = NormalDist().inv_cdf(1 - SIGNIFICANCE / 2) + NormalDist().inv_cdf(POWER)
 RESAMPLES = 2000
 FLIPS = 10_000
-LEAST_S = 0.5  # between two reports of progress
+LEAST_S = 0.5  # seconds between two progress reports
 CLOSING = 300  # characters at the end of a completion that may state its answer in passing
 
 
@@ -56,7 +56,7 @@ class Scores:
     answers: list[list[str | None]]  # (n, k); None: no answer
     right: NDArray[np.bool_]  # (n, k)
     unreadable: list[str]  # questions whose gold answer the judge cannot read; they count as wrong
-    unread: NDArray[np.bool_]  # (n, k) wrong ones that hold the gold answer where none, or another, was read
+    unread: NDArray[np.bool_]  # (n, k) wrong ones that state the gold answer, but none or another was read
     well_formed: float = 0.0  # the share of completions that keep to the format; `sample_rows` sets it
 
     @property
@@ -65,7 +65,7 @@ class Scores:
 
     @property
     def tokens(self) -> NDArray[np.float64]:
-        """Return (n,) the mean tokens of each question's completions."""
+        """Return the mean tokens (n,) of each question's completions."""
         return np.array([np.mean([trace.tokens for trace in group]) for group in self.traces])
 
     @cached_property
@@ -80,21 +80,21 @@ class Scores:
         return replace(self, traces=traces, answers=found, right=right, unread=unread)
 
     def majority(self, k: int, rng: random.Random | None = None) -> NDArray[np.float64]:
-        """Return (n,) the probability that the vote of k of a question's completions is right."""
+        """Return the probability (n,) that a vote among k of a question's completions is right."""
         rng = rng or random.Random(self.header.seed)
         return np.array([voting.maj_at(votes, rights, k, rng) for rights, votes in self.ballots])
 
     def votes(self) -> NDArray[np.float64]:
-        """Return (n,) whether the vote of all k completions of a question is right."""
+        """Return whether the vote of all k completions of each question is right (n,)."""
         return self.majority(self.samples)
 
     def vote_curve(self) -> dict[int, float]:
-        """Return the accuracy of the vote of 1, 2, 4 … k completions."""
+        """Return the accuracy of votes among 1, 2, 4 … k completions."""
         rng = random.Random(self.header.seed)
         return {k: float(self.majority(k, rng).mean()) for k in vote_sizes(self.samples)}
 
     def metrics(self) -> dict[str, float]:
-        """Return what notebook 04 shows of a model."""
+        """Return the figures that notebook 04 shows for a model."""
         return {
             "format": self.well_formed,
             "pass@1": float(self.right.mean()),
@@ -104,7 +104,7 @@ class Scores:
 
 
 def score(header: EvaluationHeader, traces: Sequence[Trace]) -> Scores:
-    """Judge the completions of a file, as many of each question as all questions have; AimoError for none."""
+    """Judge a file's completions, equally many of each question. AimoError if a question has none."""
     by_question: dict[str, list[Trace]] = {question.id: [] for question in header.questions}
     for trace in sorted(traces, key=lambda trace: trace.index):
         by_question[trace.id].append(trace)
@@ -125,8 +125,8 @@ def score(header: EvaluationHeader, traces: Sequence[Trace]) -> Scores:
 
 
 def holds(trace: Trace, answer: str | None, gold: str) -> bool:
-    """Return whether a completion states the gold answer: alone in what was read, beside words and no other
-    number (`42 or so`), or, where nothing was read, in the last paragraph of one that came to its end."""
+    """Return whether a completion states the gold answer: in the answer that was read, with no other number
+    (`42 or so`), or, if none was read, in the last paragraph of a finished completion."""
     alone = re.compile(rf"(?<![\w.\\]){re.escape(gold.strip())}(?!\w|\.\d)")
     if answer is None:
         closing = trace.text.rstrip().rpartition("\n\n")[2][-CLOSING:]
@@ -138,10 +138,10 @@ def holds(trace: Trace, answer: str | None, gold: str) -> bool:
 def ballot(
     gold: str, found: Sequence[str | None], right: Sequence[bool], kind: AnswerKind | None = None
 ) -> tuple[list[Any], list[Any]]:
-    """Return the right votes and the votes of a question's answers: equal answers are equal, None has none.
+    """Return the right votes and each answer's vote on a question. Equal answers vote alike, None not at all.
 
-    Where the gold answer is an integer, others than integers have no vote, as in the solver; with a `kind`,
-    those that are none of it, and a vote is the first of its equals.
+    If the gold answer is an integer, only integers vote, as in the solver. With a `kind`, only answers of it
+    vote, and the first of several equal ones stands for all.
     """
     if kind and not kind.is_slow:
         target, votes = kind.gold(gold), [None if one is None else kind.read(one) for one in found]
@@ -159,7 +159,7 @@ def ballot(
 
 
 def pass_at(right: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
-    """Return (n,) the chance that one of k is right, unbiased, from (n, m) verdicts (Chen 2021)."""
+    """Return the chance (n,) that one of k is right, unbiased, from verdicts (n, m) (Chen 2021)."""
     m = right.shape[1]
     return np.array([1 - comb(m - c, k) / comb(m, k) for c in range(m + 1)])[right.sum(axis=1)]
 
@@ -199,8 +199,8 @@ def figures_of(scores: Scores) -> dict[str, Any]:
 
 
 def disagreements(scores: Scores) -> list[dict[str, Any]]:
-    """Return where math-verify and we disagree, once for each question, answer and verdict. It reads the
-    whole completion, as lighteval and TRL use it: up to a tenth of a second each."""
+    """Return where math-verify and our judge disagree, once for each question, answer and verdict.
+    Math-verify reads whole completions, as in lighteval and TRL: up to a tenth of a second each."""
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs each completion that it gives up
     configs = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
     found: dict[tuple[str, str | None, bool], dict[str, Any]] = {}
@@ -222,7 +222,7 @@ def disagreements(scores: Scores) -> list[dict[str, Any]]:
 
 
 class SoFar:
-    """pass@1 of the completions that have ended, with its interval, for a person who looks."""
+    """pass@1 of the completions that have ended, with its interval, for a notebook that a person runs."""
 
     def __init__(self, tags: Tags, kind: AnswerKind | None = None):
         self.tags, self.kind, self.due, self.line = tags, kind, 0.0, ""
@@ -233,7 +233,7 @@ class SoFar:
         self.ended.append((problem, gold, completion))
 
     def __str__(self) -> str:
-        """Judge what has ended since, at most every half second and in a twentieth of the time."""
+        """Judge what has ended since, at most every half second and for a twentieth of the time."""
         began = time.monotonic()
         if began < self.due or not self.ended or not by_hand():
             return self.line
@@ -259,8 +259,8 @@ def sample_rows(
 ) -> Scores:
     """Sample n rows (`prompt`, `answer`) `num_samples` times each, with the engine's current weights.
 
-    `progress` gets the number of completions that have ended, that of all, and `SoFar`. The same seed gives
-    the same samples, whatever the order of the rows. A competition's `rules` say what is right.
+    `progress` gets the number of completions that have ended, the total, and the text of `SoFar`. The same
+    seed gives the same samples in any order of the rows. A competition's `rules` decide what is right.
     """
     if without := sum(row["answer"] in (None, "") for row in rows):
         raise AimoError(f"{without} of {len(rows)} problems have no answer to judge by; leave them out")
@@ -299,10 +299,10 @@ def sample_rows(
 def within_pass_rate(
     model: Path, rows: list[dict[str, Any]], run: Run
 ) -> tuple[list[dict[str, Any]], list[float]]:
-    """Return the rows that `model` solves in a share within `grpo.pass_rate`, and (n,) all rows' shares.
+    """Return the rows whose pass rate with `model` is within `grpo.pass_rate`, and all rows' pass rates (n,).
 
-    Problems that are solved always or never have no GRPO gradient. Without that key: every row, and no
-    shares. The stage's folder keeps the shares for its next start. AimoError when no row is left.
+    Problems that are always or never solved have no GRPO gradient. Without that key, return every row and no
+    rates. The stage's folder keeps the rates for its next start. AimoError if no row is left.
     """
     grpo = run.profile.grpo
     if grpo is None or grpo.pass_rate is None:
@@ -322,8 +322,8 @@ def within_pass_rate(
     return kept, rates
 
 
-# Intervals. The bootstrap draws questions, each with all its samples, because the samples of one question
-# depend on each other. The bounds are percentiles (Efron 1979), further out where there are few questions
+# Intervals. The bootstrap resamples questions, each with all its samples, because the samples of one question
+# depend on each other. The bounds are percentiles (Efron 1979), moved outwards for few questions
 # (Hesterberg 2015).
 
 
@@ -337,14 +337,14 @@ class Interval:
 
 
 def ratio_interval(values: ArrayLike, baseline: ArrayLike, seed: int = 0) -> Interval:
-    """Return the ratio of the means of two (n,) measurements of the same questions, drawn together. Costs
-    2,000 draws of n questions: 0.1 s for n = 1,000."""
+    """Return the ratio of the means of two measurements (n,) of the same questions, resampled together. The
+    2,000 resamples of n questions take 0.1 s for n = 1,000."""
     above, below = np.asarray(values, float), np.asarray(baseline, float)
     n = len(above)
     drawn = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
     ratios = above[drawn].mean(axis=1) / below[drawn].mean(axis=1)
-    # Beyond each bound lies 0.025 for many questions, and less for few, whose percentiles are too narrow: the
-    # normal distribution's tail beyond Student's t times the root of n / (n - 1).
+    # For many questions, 0.025 lies beyond each bound. For few, the percentiles are too narrow, so less does:
+    # the normal distribution's tail beyond Student's t times the root of n / (n - 1).
     z, freedom = NormalDist().inv_cdf((1 + LEVEL) / 2), max(1, n - 1)
     t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     tail = NormalDist().cdf(-t * (1 + 1 / freedom) ** 0.5)
@@ -353,17 +353,17 @@ def ratio_interval(values: ArrayLike, baseline: ArrayLike, seed: int = 0) -> Int
 
 
 def mean_interval(values: ArrayLike, seed: int = 0) -> Interval:
-    """Return the mean of (n,) values, one a question: a measurement, or the difference of two."""
+    """Return the mean of values (n,), one per question: a measurement, or the difference of two."""
     return ratio_interval(values, np.ones_like(values), seed)
 
 
 def sign_flip(differences: ArrayLike, seed: int = 0) -> float:
-    """Return the two-sided p-value of (n,) paired differences: how often random signs give as large a mean
+    """Return the two-sided p-value of paired differences (n,): how often random signs give as large a mean
     (Fisher's randomisation test with FLIPS draws, which assumes no distribution)."""
     given = np.asarray(differences, float)
     given = given[given != 0]
     rng, as_large = np.random.default_rng(seed), 0
-    for _ in range(FLIPS // 1000):  # the memory is that of a thousand draws
+    for _ in range(FLIPS // 1000):  # a thousand draws at a time, to bound the memory
         sums = (rng.integers(2, size=(1000, len(given))) * 2 - 1) @ given
         as_large += int((np.abs(sums) >= abs(given.sum()) - 1e-9).sum())
     return (1 + as_large) / (1 + FLIPS)
@@ -379,8 +379,8 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
 
 
 def share_interval(values: ArrayLike, seed: int = 0) -> Interval:
-    """Return the mean of (n,) shares, one a question. Where all are 0 or all are 1 the bootstrap sees no
-    spread: the far bound is then the exact one of n equal outcomes (Clopper and Pearson 1934)."""
+    """Return the mean of shares (n,), one per question. If all are 0 or all are 1, the bootstrap sees no
+    spread: the far bound is then the exact one for n equal outcomes (Clopper and Pearson 1934)."""
     found, spared = mean_interval(values, seed), 1 - ((1 - LEVEL) / 2) ** (1 / len(np.atleast_1d(values)))
     if found.low == found.high == 0:
         return Interval(0.0, 0.0, spared)

@@ -1,11 +1,11 @@
-"""Whether what is served is what was trained, and an adapter as a submission, which a host serves.
+"""Check that what is served is what was trained, and pack an adapter as a submission that a host serves.
 
-A trained stage keeps in served.json what its model wrote to held-out problems (`train.trainers`), with the
+A trained stage keeps its model's replies to held-out problems in served.json (`train.trainers`), with the
 log-probabilities of each reply's n tokens three times: as trained (`log_probs`), with the adapter merged into
-the weights (`merged`), and without the adapter (`start`). Whoever serves the model reads the same tokens and
+the weights (`merged`), and without the adapter (`start`). Whoever serves the model scores the same tokens and
 compares: another chat template, number type or adapter shows at once.
 
-`pack_run` checks an adapter against what the host takes, serves it as the host does, and packs it.
+`pack_run` checks an adapter against the host's limits, serves it as the host does, and packs it.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ from aimo.run import machine
 from aimo.run.runs import Run, find_run, lock, unlock
 
 Reading = tuple[list[int], Sequence[float]]
-"""Token ids of a prompt, and the log-probabilities (n,) of the tokens of its reply."""
-# Nats between two log-probabilities, on average, that are rounding. In 16 bits the trainer's own model moves
-# when its adapter is merged: another honest computation may move it `TIMES` as far.
+"""A prompt's token ids, and the log-probabilities (n,) of its reply's tokens."""
+# Mean differences between log-probabilities, in nats, that rounding explains. In 16 bits, merging the adapter
+# moves the trainer's own model: another honest computation may move it `TIMES` as far.
 EXACT, ROUNDED, TIMES = 0.0005, 0.02, 3
-# In 16 bits: all weights were trained in 32, and nothing says how far rounding them moves the model.
+# In 16 bits, if all weights were trained in 32: nothing says how far rounding them moves the model.
 ALL_WEIGHTS = 0.2
-# In 16 bits: vLLM's kernels round elsewhere than the trainer's (0.046 for SmolLM2-135M in bfloat16 on a CPU).
+# In 16 bits: vLLM's kernels round unlike the trainer's (0.046 for SmolLM2-135M in bfloat16 on a CPU).
 IN_VLLM = 0.1
 SURE = 5  # standard errors
 FOUR_BITS = 0.5  # the adapter was trained on rounded weights, and is merged into exact ones
@@ -52,7 +52,7 @@ REMEDY = "run the stage again, or raise training.served_bound"
 
 
 def read_kept(stage: Path) -> dict[str, Any]:
-    """Return the served.json of a stage's folder; {} where it kept none."""
+    """Return a stage folder's served.json, or {} if it kept none."""
     path = stage / "served.json"
     kept = read_json(path, f"remove {path}, and run the stage again") if path.exists() else {}
     return kept if kept.get("talks") else {}
@@ -76,11 +76,11 @@ def compare(
     remedy: str = REMEDY,
     kernels: float = 0.0,
 ) -> float:
-    """Return the mean difference of the log-probabilities that were `found` from those of training, in nats.
+    """Return the mean difference between the log-probabilities `found` and those of training, in nats.
 
-    AimoError where it is above `bound` (None: what rounding explains), the number type is another, or the
-    served model surely has less than half of what training changed. It names `what` is served, and the cause.
-    `kernels`: what the served model's own rounding explains in 16 bits.
+    AimoError names `what` is served and the cause: other tokens, another number type, a difference above
+    `bound` (None: what rounding explains), or a model with surely less than half of what training changed.
+    `kernels` is what the served model's own rounding explains in 16 bits.
     """
     talks, trained_in = kept["talks"], kept["dtype"]
     tokens = [(talk["ids"], len(talk["log_probs"])) for talk in talks]
@@ -101,9 +101,9 @@ def compare(
     elif trained_in != "float32":
         in_16_bits = max(ROUNDED, TIMES * rounding) if "merged" in talks[0] else ALL_WEIGHTS
         allowed = max(in_16_bits, kernels)
-    # Least squares of served = start + share (trained - start) + rounding: the share is 1 for what was
-    # trained, 0 for the model that training began with, and about 0 for another adapter. A merge in 16 bits
-    # may lose what is smaller than a weight's last bit.
+    # Least squares of served = start + share (trained - start) + rounding: the share is 1 for the
+    # trained model, 0 for the one that training started from, and about 0 for another adapter. A merge in 16
+    # bits may lose changes that are smaller than a weight's last bit.
     learnt, moved, lost = trained - start, served - start, False
     if bound is None and np.abs(learnt).mean() > rounding:
         share = (learnt @ moved) / (learnt @ learnt)
@@ -125,8 +125,8 @@ def compare(
 def check_engine(
     engine: Engine, stage: Path, bound: float | None = None, remedy: str | None = None
 ) -> float | None:
-    """Compare what vLLM serves, a `stage`'s folder or adapter, with what the stage trained; return the
-    difference, or None where the stage kept no log-probabilities or vLLM has to compute other numbers."""
+    """Compare what vLLM serves, a `stage`'s model or adapter, with what the stage trained. Return the
+    difference, or None if the stage kept no log-probabilities or vLLM is set to compute other numbers."""
     kept, asked = read_kept(stage), engine.settings.vllm
     if not kept or ASKED_FOR & asked.keys():
         return None
@@ -135,7 +135,7 @@ def check_engine(
         return None
     pairs = encode_talks(engine.tokenizer, kept["talks"])
 
-    async def read() -> list[Reading]:  # one by one: with an adapter, vLLM 0.31 mixes up the rows of several
+    async def read() -> list[Reading]:  # one at a time: with an adapter, vLLM 0.31 mixes up a batch's rows
         return [(prompt, await engine.log_probs(prompt, reply)) for prompt, reply in pairs]
 
     if engine.adapter and not remedy:
@@ -152,11 +152,11 @@ def check_engine(
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-# What vLLM 0.31 does not serve, or would serve with another scale, by PEFT's names.
+# PEFT's names of what vLLM 0.31 does not serve, or serves with another scale.
 UNSERVED = (
     "bias", "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters", "lora_bias",
 )  # fmt: skip
-# Over the settings of the base's folder, which the host does not read.
+# These override the settings in the base's folder, which the host does not read.
 NEUTRAL = {
     "user": "{problem}", "system": "", "variants": [], "temperature": 1.0, "top_p": 1.0, "top_k": 0,
     "min_p": 0.0, "stop": [], "tools": 0.0,
@@ -164,11 +164,11 @@ NEUTRAL = {
 
 
 def pack_run(named: str, competition: str, questions: Path | None, serve: bool) -> list[str]:
-    """Check, serve and pack the adapter of RUN or RUN/STAGE (the last that trained); return what to tell.
+    """Check, serve and pack the adapter of RUN/STAGE (RUN: its last trained one); return the lines to print.
 
-    Writes RUN/submission.zip, with the stage's own bytes or the adapters of stages in a row joined, and what
-    was compared and forecast as RUN/STAGE/pack.json. `serve` False does neither. AimoError, before anything
-    is written, for what the host would not take.
+    Write RUN/submission.zip, with the stage's weights as they are or joined with those of earlier stages, and
+    RUN/STAGE/pack.json, with the comparison and forecast unless `serve` is False. AimoError, before anything
+    is written, if the host would not take the adapter.
     """
     rules = competitions.find_competition(competition)
     lora = rules.artefact.lora
@@ -191,7 +191,7 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
             record = {"competition": competition}
             if serve:
                 record |= forecast(run, rules, lora, adapter, questions, told)
-            # The two files of the adapter, with the base by the host's name for it.
+            # The adapter's two files; its configuration calls the base as the host does.
             config = read_json(adapter / CONFIG, again) | {"base_model_name_or_path": lora.bases[0]}
             content = io.BytesIO()
             with zipfile.ZipFile(content, "w") as archive:
@@ -206,7 +206,7 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
 
 
 def check_archive(lora: AdapterRules, path: Path) -> str:
-    """Return the adapter of an archive in words. AimoError for one that the host would not take."""
+    """Return a description of the adapter in an archive. AimoError if the host would not take it."""
     again = "make it with `aimo kaggle pack`"
     try:
         with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -223,7 +223,7 @@ def check_archive(lora: AdapterRules, path: Path) -> str:
 
 
 def check_adapter_file(lora: AdapterRules, adapter: Path, again: str) -> str:
-    """Return an adapter in words. AimoError for one that the host would not take, or would serve wrongly."""
+    """Return a description of an adapter. AimoError if the host would not take it, or serve it wrongly."""
     path, weights, said = adapter / CONFIG, adapter / WEIGHTS, read_config(adapter, again)
     rank, under = said["r"], str(said.get("base_model_name_or_path"))
     if not is_one_of(lora.bases, under):
@@ -257,7 +257,7 @@ def check_adapter_file(lora: AdapterRules, adapter: Path, again: str) -> str:
 
 
 def read_config(adapter: Path, again: str) -> dict[str, Any]:
-    """Return an adapter's configuration. AimoError where it is broken, or vLLM would serve it wrongly."""
+    """Return an adapter's configuration. AimoError if it is broken, or if vLLM would serve it wrongly."""
     read_adapter(adapter)
     path, weights = adapter / CONFIG, adapter / WEIGHTS
     said: dict[str, Any] = read_json(path, again)
@@ -270,10 +270,10 @@ def read_config(adapter: Path, again: str) -> dict[str, Any]:
 
 
 def join_adapters(lora: AdapterRules, run: Run, out: Path) -> Path:
-    """Return the folder of a stage's adapter on the base: with earlier stages `out`, where they are joined.
+    """Return the folder of a stage's adapter on the base: its own, or `out` with earlier ones joined.
 
-    A stage that starts from a merged model adds B2 A2 to W + B1 A1. That is W + [B1 B2] [A1; A2]: ranks add
-    up, as in PEFT's `add_weighted_adapter` with `cat`, which needs the base in memory.
+    A stage that starts from a merged model adds B2 A2 to W + B1 A1. The sum is W + [B1 B2] [A1; A2]: ranks
+    add up, as in PEFT's `add_weighted_adapter` with `cat`, which needs the base in memory.
     """
     stages = run.profile.trained[: run.profile.trained.index(run.stage) + 1]
     folders = [run.dir / name / "trained" for name in stages]
@@ -310,7 +310,7 @@ def join_adapters(lora: AdapterRules, run: Run, out: Path) -> Path:
 
 
 def is_one_of(names: tuple[str, ...], model: str) -> bool:
-    """Return whether a path or hub id, also one in the hub's cache, has one of some models' names in it."""
+    """Return whether a hub id or a path, such as one in the hub's cache, has one of the names in it."""
     parts = {part.rpartition("--")[2] for part in Path(model.lower()).parts}
     return any(Path(name.lower()).name in parts for name in names)
 
@@ -319,13 +319,13 @@ def forecast(
     run: Run, rules: Competition, lora: AdapterRules, adapter: Path, questions: Path | None, told: list[str]
 ) -> dict[str, Any]:
     """Serve base and adapter as the host does, with its sampling, prompt and metric, on a file of questions
-    or on the run's held-out problems; return what is forecast and compared, and add to what is `told`."""
+    or on the run's held-out problems. Return the forecast and the comparison, and append lines to `told`."""
     where, kind = f"questions {questions}", rules.answer
     if questions:
         rows = competitions.pose(files.read_texts(questions, "questions "), questions, rules)
         golds = competitions.known_answers(rows, rules)
         texts = dict(rows.select("id", rules.inputs.problem).iter_rows())
-    else:  # their prompts end as the host's
+    else:  # their prompts end like the host's
         where, below = (
             f"run {run.dir}: its held-out set",
             lora.serving.get("user", "").partition("{problem}")[2],
@@ -344,11 +344,11 @@ def forecast(
     base, each = run.models()["base"], {}
     settings = resolve_settings(base, NEUTRAL, lora.serving)
     remedy = REMEDY
-    if adapter.parent != run.folder:  # joined; the model that the stage began with was rounded
+    if adapter.parent != run.folder:  # joined; the model that the stage started from was rounded
         remedy = f"train {run.stage} alone, or set model.dtype=float32"
     try:
         with Engine(base, settings, seed=run.profile.seed, adapter=adapter) as engine:
-            # Training's prompts, as the host would write them.
+            # Check that the host would write training's prompts alike.
             options = {"add_generation_prompt": True, "tokenize": False} | settings.chat_template_kwargs
             below = settings.user.partition("{problem}")[2]
             talks = read_kept(run.folder).get("talks", [])
@@ -373,7 +373,7 @@ def forecast(
                 ]
     except AimoError:
         raise
-    except Exception as e:  # the engine's own kinds
+    except Exception as e:  # the engine's own exception types
         raise EngineError(f"the engine failed: {one_line(e)}; {AGAIN}") from None
     intervals = {name: scores.share_interval(values) for name, values in each.items()}
     gains = [after - before for before, after in zip(each["base"], each["adapter"], strict=True)]

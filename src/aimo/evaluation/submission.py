@@ -1,8 +1,8 @@
-"""Answer files of problems as a submission does, and score the answers before one submits.
+"""Answer files of problems as a submission does, and score the answers before submitting.
 
-The kernel `evaluate` asks its files in the competition's passes through the local gateway, and scores them by
-its points: evaluation.html, evaluation.json, and a journal of each pass, which `aimo replay` reads. Notebook
-04 asks a run's test file once.
+The kernel `evaluate` asks its files through the local gateway, in the competition's passes, and scores them
+by its points. It writes evaluation.html, evaluation.json, and a journal of each pass, which `aimo replay`
+reads. Notebook 04 asks a run's test file once.
 """
 
 import json
@@ -43,11 +43,11 @@ def evaluate_submission(
     adapter: str | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Answer files of problems (CSV, JSON lines, …) as the submission would, and return a row for each.
+    """Answer files of problems (CSV, JSON lines, …) as the submission would, and return a row per file.
 
-    The files share `time_limit_s`, less the start-up, by their numbers of problems. What is done is written
-    after each file. Raises AimoError for wrong arguments before anything starts, and when the engine does
-    not start.
+    The files share `time_limit_s`, less the start-up, in proportion to their numbers of problems. Results are
+    written after each file. AimoError for wrong arguments, before anything starts, and if the engine does not
+    start.
     """
     rules = competitions.find_competition(competition, asks=True)
     competitions.check_scored(rules)
@@ -114,8 +114,8 @@ def evaluate_submission(
 
 
 def read_problems(path: Path, rules: Competition, competition: str = "aimo3") -> tuple[pl.DataFrame, int]:
-    """Return a file's problems whose answer the competition takes, and how many others it has."""
-    # A file for one AIMO may be laid out as that of another.
+    """Return a file's problems whose answers the competition takes, and the number of others."""
+    # A file for one AIMO may have the layout of another's.
     kind, table = local.read_questions(path, None if competition in AIMO else competition)
     if "answer" not in table.columns:
         raise AimoError(f"file {path} has no column 'answer'; it needs id, problem and answer")
@@ -130,7 +130,7 @@ def read_problems(path: Path, rules: Competition, competition: str = "aimo3") ->
 def solution_records(
     table: pl.DataFrame, rules: Competition, golds: Mapping[str, Any], solutions: Mapping[str, Solution]
 ) -> list[dict[str, Any]]:
-    """Return the solution of each question of a table as JSON, for the tables and plots of the report."""
+    """Return each question's solution as JSON values, for the report's tables and plots."""
     records = []
     for id_, problem in table.select("id", rules.inputs.problem).rows():
         solution, gold = solutions[id_], golds.get(id_)
@@ -151,17 +151,17 @@ def solution_records(
         record["samples"] = [{key: one[key] for key in one if key != "text"} for one in samples]
         voted = [solution.answer, *(row.answer for row in solution.tally)]
         equal = [] if gold is None else [answer for answer in voted if rules.answer.equal(gold, answer)]
-        if equal and equal[0] != gold:  # the answer of the vote that is the gold one, written otherwise
+        if equal and equal[0] != gold:  # the voted answer that equals the gold one, written differently
             record["equal"] = equal[0]
         records.append(record)
     return records
 
 
 def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
-    """Answer the run's test file through the local gateway; return a record of each question, in its order.
-    Writes the file that the competition takes, submission.parquet without one, and solutions.json."""
+    """Answer the run's test file through the local gateway; return a record per question, in its order.
+    Write the competition's file (submission.parquet if there is no competition) and solutions.json."""
     rules, profile = run.profile.rules, run.profile
-    if rules and rules.artefact.kind == "adapter":  # it takes no answers
+    if rules and rules.artefact.kind == "adapter":  # the competition takes no answers
         write_json(run.folder / "solutions.json", [])
         return []
     test_csv = test_file(run)
@@ -174,7 +174,7 @@ def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
         votes = ", ".join(f"{answer}: {count}" for answer, count in solution.votes.most_common(3))
         run.progress(len(asked) - 1, len(table), f"{question_id}: {votes or 'no'} votes")
 
-    # What an earlier model or other settings left in the run's journal is not taken, and kept.
+    # Answers of an earlier model or other settings stay in the run's journal, but are not used.
     answering = engine, test_csv, run.dir / found.artefact.file, profile.seed, rules
     solutions = local.answer_file(*answering, other="", heard=heard, again=again())
     run.progress(len(table), len(table))
@@ -203,7 +203,7 @@ def test_file(run: Run) -> Path:
 
 
 def count_right(solutions: list[dict[str, Any]]) -> dict[str, int]:
-    """Count questions, known answers and right ones among them, and fallbacks."""
+    """Count the questions, the known answers, the right ones among them, and the fallbacks."""
     known = [s for s in solutions if s["gold"] is not None]
     return {
         "questions": len(solutions),
@@ -214,7 +214,7 @@ def count_right(solutions: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def read_submission(rules: Competition, path: Path) -> dict[str, Any]:
-    """Return the answers of a file by id. AimoError for one that the host would refuse."""
+    """Return a file's answers by id. AimoError if the host would refuse the file."""
     artefact, columns = rules.artefact, (rules.artefact.id, rules.artefact.answer)
     given = files.read_texts(path, "submission ")
     if given.columns != (written := [*columns, *artefact.others]):
@@ -235,8 +235,8 @@ def read_submission(rules: Competition, path: Path) -> dict[str, Any]:
 
 
 def score_file(rules: Competition, submission: Path, known: Path) -> str:
-    """Return the score of a file of answers in words, as the host would count it. `known` has the right
-    answers in a column `answer` or the artefact's."""
+    """Return a description of a file's score, as the host would count it. `known` holds the right answers in
+    the column `answer` or the artefact's."""
     competitions.check_scored(rules)
     artefact, found = rules.artefact, read_submission(rules, submission)
     right = files.read_texts(known, "answers ")

@@ -1,7 +1,7 @@
 """Read recorded samples, from journals or public traces, as rules of voting and stopping see them.
 
-The keys of a line tell the formats apart (JSON lines, a question each but for the first):
-- a journal of the solver (`aimo.inference.journal`): a sample a line; files of one model are pooled;
+The keys of a file's first line show its format. All are JSON lines, the last two with a question per line:
+- a journal of the solver (`aimo.inference.journal`): a sample per line; files of one model are pooled;
 - `samples`, each with `text`: whole completions, as lm-evaluation harnesses keep them;
 - `attempts`, each with `tokens` and `answer`: the logs of a competition notebook.
 """
@@ -22,8 +22,8 @@ from aimo.inference.competitions import Competition
 from aimo.inference.errors import AimoError, explain
 from aimo.inference.sample import COUNT_EVERY, End, Sample
 
-CHARACTERS = 3.2  # a token, where a trace has texts alone
-CHECK = 256  # characters between two looks for repetition
+CHARACTERS = 3.2  # per token, if a trace has only texts
+CHECK = 256  # characters between two checks for repetition
 Vote = int | float | str | None
 REMEDY = "give a journal of the solver, or traces with `samples` or `attempts` a line"
 
@@ -41,7 +41,7 @@ class RecordedSample:
 
     tokens: Annotated[float, Field(ge=0, le=1e9)]  # until it ends
     answer: Vote
-    pace: Annotated[float, Field(gt=0)] = 1.0  # tokens a unit of wall time: 1 where no time was recorded
+    pace: Annotated[float, Field(gt=0)] = 1.0  # tokens per unit of wall time; 1 if no time was recorded
     printed: tuple[Vote, ...] = ()  # the answers that its programs printed
     logprob: float | None = None  # these four as in `aimo.inference.sample.Sample`
     tail_logprob: float | None = None
@@ -58,7 +58,7 @@ KINDS: dict[str, TypeAdapter[Any]] = {
 
 @dataclass(frozen=True)
 class RecordedQuestion:
-    """A question's recorded samples in one order, as the peers read them and as we read them."""
+    """A question's recorded samples in one order, as the peers' rules read them and as ours do."""
 
     gold: Any
     peer: Sequence[RecordedSample]  # read to their end
@@ -73,12 +73,12 @@ class Traces:
 
     name: str
     questions: list[RecordedQuestion]
-    unit: str = "tokens"  # of wall time: tokens of one sample, or seconds where they were recorded
-    stopped: int = 0  # samples stopped before they ended: without a vote, with the tokens that they wrote
+    unit: str = "tokens"  # of wall time: tokens of one sample, or seconds if they were recorded
+    stopped: int = 0  # samples stopped before they ended: no vote, only the tokens written so far
 
 
 def first_equal(vote: Any, known: list[Any], kind: AnswerKind) -> Any:
-    """Return the first of the `known` votes that equals a vote by the kind's rule; a new one joins them."""
+    """Return the first of the `known` votes that equals this one by the kind's rule; append a new one."""
     first = vote if vote is None else kind.group(vote, known)
     if first is not None and first not in known:
         known.append(first)
@@ -88,7 +88,7 @@ def first_equal(vote: Any, known: list[Any], kind: AnswerKind) -> Any:
 def read_traces(
     paths: Sequence[Path], golds: Mapping[str, int | str] | None = None, kind: AnswerKind = INTEGER
 ) -> list[Traces]:
-    """Return all that the files hold; `golds` by question go over those of the files. `kind` is that of the
+    """Return the traces in the files. `golds`, by question, override the files' own. `kind` is that of the
     answers in public traces; a journal names its own. AimoError for a line that is broken or of another
     model."""
     traces, journals = [], []
@@ -104,7 +104,7 @@ def read_traces(
 
 
 def lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the lines of a JSON-lines file with their numbers; the last one may lack its end."""
+    """Yield the lines of a JSON-lines file with their numbers. AimoError for one that is broken."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -155,7 +155,7 @@ def public(path: Path, golds: Mapping[str, int | str], kind: AnswerKind) -> Iter
 
 
 def until_final(text: str, read: Callable[[str], Any]) -> RecordedSample:
-    """Return a completion up to its final answer, or to where it degenerates."""
+    """Return a completion as it is up to its final answer, or until it degenerates."""
     final = voting.AnswerWatch(read).find(text)
     end, answer = final or (len(text), None)
     for place in range(CHECK, end, CHECK):
@@ -166,7 +166,7 @@ def until_final(text: str, read: Callable[[str], Any]) -> RecordedSample:
 
 
 def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Traces:
-    """Return the samples of journals of one model and its settings, by question."""
+    """Return the samples of journals, by question. All must have the same model and settings."""
     header, stopped = None, 0
     kind: AnswerKind = INTEGER
     by_question: dict[str, list[RecordedSample]] = {}
@@ -187,7 +187,7 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
         elif isinstance(one := entry.value, Sample):
             seconds = one.end_s - one.begin_s
             pace = max(1, one.tokens) / seconds if seconds > 0 else 1.0
-            # Sessions write equal votes differently: the first stands for all, in what programs printed too.
+            # Sessions write equal votes differently: use the first for all, also in what programs printed.
             answer = first_equal(one.answer, known.setdefault(entry.id, []), kind)
             printed = tuple(one.printed)
             for vote in (one.answer, answer) if answer is not None else ():
@@ -211,7 +211,7 @@ def pool_journals(paths: Sequence[Path], golds: Mapping[str, int | str]) -> Trac
 
 
 def read_gold_file(path: Path, rules: Competition | None = None) -> dict[str, int | str]:
-    """Return the gold answers of a file with the columns id, or that of a competition's ids, and answer."""
+    """Return the gold answers of a file with the columns id (or the competition's id column) and answer."""
     table = files.read_texts(path, "--answers ")
     if rules and "id" not in table.columns and rules.inputs.id in table.columns:
         table = table.rename({rules.inputs.id: "id"})

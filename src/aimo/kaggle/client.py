@@ -1,14 +1,14 @@
-"""Kaggle's API through its official client: sign in, ask, wait, and explain in a line what failed; models and
-datasets go up and are compared with what arrived, a competition's data come down.
+"""Kaggle's API through its official client: sign in, ask, wait, and explain a failure in one line. Upload
+models and datasets, and compare them with what arrived; download a competition's data.
 
-Every request goes through `Api.call`: it waits for a rate limit, repeats a read that was cut off, and prints
-a request in place of sending it in a dry run. What Kaggle took from here is recorded in runs/kaggle.jsonl:
+Every request goes through `Api.call`: it waits for a rate limit, repeats a read that was cut off, and in a
+dry run prints a request instead of sending it. What Kaggle accepted is recorded in runs/kaggle.jsonl:
 
     {"did": "model", "model": "me/aimo/transformers/default/3", "run": "runs/tiny", "profile": "tiny", …}
     {"did": "push", "kernel": "me/aimo-submission", "version": 5, "models": ["me/aimo/…/3"], …}
     {"did": "submit", "ref": 41, "competition": "…", "kernel": "me/aimo-submission", "version": 5, …}
 
-Written for kaggle 2.2.5 and kagglesdk 0.1.38, with these private names: `get_access_token_from_env`,
+Written for kaggle 2.2.5 and kagglesdk 0.1.38. It uses their private names `get_access_token_from_env`,
 `KaggleHttpClient._init_session` and `_session`, `ResumableUploadContext._file_uploads`,
 `_get_retry_after_delay`, `_poll_submission`.
 """
@@ -43,7 +43,7 @@ from aimo.inference.storage import append_lines, read_json, read_lines
 from aimo.kaggle.kernels import slug_of, source_of
 from aimo.run import hub
 
-# Importing the client signs in, and prints a page of help where there is no token.
+# Importing the client signs in, and prints a page of help if there is no token.
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     from kaggle.api import kaggle_api_extended
     from kaggle.api.kaggle_api_extended import KaggleApi, ResumableUploadContext
@@ -52,7 +52,7 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.St
 RECORDS = RUNS / "kaggle.jsonl"
 TOKENS = "https://www.kaggle.com/settings"
 TIMEOUT_S = 10, 300  # to connect, and until the next bytes of an answer
-TRIES, PAUSE_S = 4, 2.0  # of a request that changes nothing; each pause is twice as long as the one before
+TRIES, PAUSE_S = 4, 2.0  # of a request that changes nothing; each pause is twice the one before
 LIMITED_TRIES, LIMITED_PAUSE_S = 10, 30.0  # under a rate limit for which Kaggle names no time
 LONGEST_PAUSE_S = 3600.0  # a rate limit that lasts longer is a quota
 REPEATABLE = ("Get", "List", "Download", "Introspect", "Start")  # such requests change nothing a user sees
@@ -60,11 +60,11 @@ AGAIN = "give the same command again"
 
 
 class DryRunEnds(Exception):
-    """A dry run has printed what could be known of its requests."""
+    """A dry run has printed every request that it can know."""
 
 
 class Api(KaggleApi):  # type: ignore[misc]
-    """Kaggle's client with each request under `call`."""
+    """Kaggle's client, with every request going through `call`."""
 
     user: str
     token_source: str
@@ -73,7 +73,7 @@ class Api(KaggleApi):  # type: ignore[misc]
     def build_kaggle_client(self) -> Any:
         client = super().build_kaggle_client()
         http = client.http_client()
-        http._init_session()  # it would be made with the first request, and wait for ever
+        http._init_session()  # the first request would create it, without a timeout
         http._session.send = functools.partial(http._session.send, timeout=TIMEOUT_S)
         http.call = functools.partial(self.call, http.call)
         return client
@@ -91,7 +91,7 @@ class Api(KaggleApi):  # type: ignore[misc]
             return getattr(asked, self.camel_to_snake(name))(request)  # get_kernel
 
     def find(self, request_type: Any, **fields: Any) -> Any | None:
-        """Ask for something by its name; None where Kaggle has no such thing, of which it says 403 or 404."""
+        """Ask for something by name, or return None. Kaggle answers 403 or 404 when it does not exist."""
         try:
             return self.ask(request_type, **fields)
         except requests.HTTPError as e:
@@ -107,14 +107,14 @@ class Api(KaggleApi):  # type: ignore[misc]
             token = {"page_token": answer.next_page_token} if answer.next_page_token else None
 
     def end_dry_run(self) -> None:
-        """End a dry run where Kaggle's answers are needed to go on."""
+        """End a dry run, because the next step needs Kaggle's answers."""
         if self.dry_run:
             raise DryRunEnds
 
     def call(self, send: Any, service: str, name: str, request: Any, response_type: Any) -> Any:
-        """Send one request and return its answer. What fails has its line for the user in `told`.
+        """Send one request and return its answer. A failed one's error has a line for the user in `told`.
 
-        A dry run prints it in place of that: one that asks has an empty answer, another ends the dry run.
+        A dry run only prints it: a Get or List returns an empty answer, any other request ends the dry run.
         """
         repeatable = name.startswith(REPEATABLE)
         if self.dry_run and name != "IntrospectToken":
@@ -155,7 +155,7 @@ class Api(KaggleApi):  # type: ignore[misc]
             time.sleep(pause)
 
     def await_score(self, ref: int, longest_pause_s: float) -> str:
-        """Return a submission's public score once Kaggle has it. ValueError where it failed."""
+        """Return a submission's public score once Kaggle has it. ValueError if it failed."""
         return str(self._poll_submission(ref, 0, longest_pause_s).public_score)
 
     def upload(
@@ -163,7 +163,7 @@ class Api(KaggleApi):  # type: ignore[misc]
     ) -> None:
         """Upload a folder's files, put their tokens into `body`, and send the request that makes a version.
 
-        Until that succeeds, the next call sends only what has not arrived. AimoError for a file that did not.
+        Until that succeeds, the next call sends only what has not arrived. AimoError if a file does not.
         """
         if self.dry_run:
             for path in sorted(folder.iterdir()):
@@ -175,7 +175,7 @@ class Api(KaggleApi):  # type: ignore[misc]
             except ValueError as e:  # names the first file that does not arrive
                 for upload in uploads._file_uploads:
                     if not upload.upload_complete:
-                        upload.cleanup()  # or the next call would continue what Kaggle has given up
+                        upload.cleanup()  # otherwise the next call continues what Kaggle has given up
                 raise AimoError(f"{folder}: {e}; no version was made; {AGAIN}") from None
             check_reply(thing, self.ask(request))
 
@@ -188,7 +188,7 @@ def filled(request_type: Any, **fields: Any) -> Any:
 
 
 def find_token() -> tuple[str | None, str]:
-    """Return the token, None where it is a user's name and key, and where it is: a file or a variable."""
+    """Return the token (None for OAuth, or a user's name and key), and the file or variable that holds it."""
     variables = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY")
     os.environ |= {name: os.environ[name].strip().strip("'\"") for name in variables if name in os.environ}
     token, name, key = (os.environ.get(variable) for variable in variables)
@@ -227,9 +227,9 @@ def find_token() -> tuple[str | None, str]:
 
 @contextlib.contextmanager
 def sign_in(dry_run: bool = False) -> Iterator[Api]:
-    """Sign in, and give every failure of Kaggle, of the connection and of the client as one AimoError."""
+    """Sign in, and turn every failure of Kaggle, the connection or the client into one AimoError."""
     token, source = find_token()
-    # By itself the client takes every token for a path first, and fails on a long one:
+    # By itself, the client first tries every token as a path, and fails on a long one:
     # https://github.com/Kaggle/kaggle-cli/issues/1188
     for module in (kaggle_api_extended, kaggle_http_client):
         module.get_access_token_from_env = lambda: (token, source)
@@ -245,17 +245,17 @@ def sign_in(dry_run: bool = False) -> Iterator[Api]:
         api.user = str(api.config_values[api.CONFIG_NAME_USER])
         with contextlib.suppress(DryRunEnds):
             yield api
-    except requests.RequestException as e:  # also of a signed address, which `call` does not see
+    except requests.RequestException as e:  # also from a signed address, which `call` does not see
         told = getattr(e, "told", f"a download from Kaggle failed ({one_line(e)}); {AGAIN}")
         raise AimoError(told) from None
-    except ValueError as e:  # the client's own checks, and an answer that is no JSON
+    except ValueError as e:  # the client's own checks, or an answer that is not JSON
         raise AimoError(f"Kaggle's client: {one_line(e)}") from None
     except KeyboardInterrupt:
         raise AimoError("interrupted; give the same command again to go on") from None
 
 
 def status_of(error: requests.RequestException) -> tuple[int | None, str]:
-    """Return an error's status, which may stand in the body of an answer sent as 200, and its text."""
+    """Return an error's status, which may be in the body of an answer sent as 200, and its text."""
     if error.response is None:
         return None, str(error)
     body: Any = {}
@@ -287,7 +287,7 @@ def explain_answer(error: requests.RequestException, repeatable: bool) -> str:
 
 
 def check_reply(thing: str, answer: Any) -> None:
-    """Raise AimoError with the reason that an answer carries, and the remedy for a quota that is used up."""
+    """Raise AimoError if an answer carries an error, with its reason and, for a quota, the remedy."""
     if answer.error:
         reason, remedy = redact(" ".join(answer.error.split())), ""
         if re.search(r"\b[GT]PU quota", reason):
@@ -304,13 +304,13 @@ def add_record(did: str, **facts: Any) -> None:
 
 
 def find_record(did: str, **facts: Any) -> dict[str, Any]:
-    """Return the last record with these facts; empty without one."""
+    """Return the last record with these facts, or {} if there is none."""
     wanted = ({"did": did} | facts).items()
     return next((line for line in reversed(read_lines(RECORDS)) if wanted <= line.items()), {})
 
 
 def recorded(run_dir: Path, profile: Profile) -> dict[str, str]:
-    """Return a run's folder, relative to the repository where it lies inside, and its profile."""
+    """Return a run's folder, relative to the repository if it is inside, and its profile."""
     run = run_dir.resolve()
     run = run.relative_to(ROOT) if run.is_relative_to(ROOT) else run
     return {"run": str(run), "profile": profile.profile}
@@ -320,15 +320,15 @@ def recorded(run_dir: Path, profile: Profile) -> dict[str, str]:
 
 INPUTS = Path("/kaggle/input")
 METADATA = "dataset-metadata.json"
-LISTED_WITHIN_S, LOOK_S = 600.0, 10.0  # how long Kaggle may take to list an upload; between two looks
+LISTED_WITHIN_S, LOOK_S = 600.0, 10.0  # how long Kaggle may take to list an upload; between two polls
 
 
 def push_version(api: Api, folder: Path, target: str | None, profile: Profile, run_dir: Path) -> str:
     """Push a run's model as a new version of owner/model/framework/variation; return that with its number.
 
-    The target is the profile's `training.push_to_kaggle` or else USER/aimo-PROFILE/transformers/default, if
-    not given. Model and variation are created, private and with the model's card, where there are none.
-    AimoError when a file did not arrive, or is another one on Kaggle: all are downloaded again.
+    The default target is the profile's `training.push_to_kaggle` or USER/aimo-PROFILE/transformers/default.
+    A missing model or variation is created, private and with the model's card. All files are downloaded
+    again: AimoError if one did not arrive, or differs on Kaggle.
     """
     usual = profile.training.push_to_kaggle or f"{api.user}/aimo-{profile.profile}/transformers/default"
     target = source_of(target or usual, 4)
@@ -381,10 +381,10 @@ def push_version(api: Api, folder: Path, target: str | None, profile: Profile, r
 
 
 def push_folder(api: Api, folder: Path, name: str | None) -> str:
-    """Push a folder as a new version of a private dataset, which is created if need be; return OWNER/SLUG.
+    """Push a folder as a new version of a private dataset, which is created if needed; return OWNER/SLUG.
 
-    The name is `name` or that of dataset-metadata.json in the folder, or else the folder's. A sub-folder is
-    sent as one archive, which Kaggle unpacks.
+    The dataset is called `name` or, by default, as the folder's dataset-metadata.json or the folder itself. A
+    sub-folder is sent as one archive, which Kaggle unpacks.
     """
     if not folder.is_dir():
         raise AimoError(f"dataset {folder}: no such folder")
@@ -414,7 +414,7 @@ def push_folder(api: Api, folder: Path, name: str | None) -> str:
 def compare_listing(
     api: Api, thing: str, files: dict[str, Path], request_type: Any, named: dict[str, Any]
 ) -> None:
-    """Wait until Kaggle lists each file with its size. AimoError names those missing or of another size."""
+    """Wait until Kaggle lists each file with its size. AimoError names files that are missing or differ."""
     sizes = {name: path.stat().st_size for name, path in files.items()}
     end = time.monotonic() + LISTED_WITHIN_S
     while True:
@@ -440,15 +440,15 @@ def compare_listing(
 def download_competition(api: Api, competition: str, inputs: Path | None = None) -> Path:
     """Download a competition's files and unpack them into `inputs`/SLUG, as on Kaggle; return that folder.
 
-    `competition` is aimo1, aimo2, aimo3 or a slug. `inputs` is /kaggle/input, or data/kaggle where that
-    cannot be written. The folder is replaced when all is unpacked: it is whole before and after.
+    `competition` is aimo1, aimo2, aimo3 or a slug. `inputs` defaults to /kaggle/input, or data/kaggle if that
+    cannot be written. The folder is replaced once all is unpacked, so that it is always whole.
     """
     slug = slug_of(competition)
     folder = (inputs or (INPUTS if os.access(INPUTS, os.W_OK) else ROOT / "data" / "kaggle")) / slug
     fresh = folder.with_name(f"{slug}.partial")
     try:
         api.competition_download_files(slug, str(fresh), unzip=True)
-        if not any(fresh.iterdir()) or any(fresh.glob(f"{slug}.*")):  # the client leaves what is no zip
+        if not any(fresh.iterdir()) or any(fresh.glob(f"{slug}.*")):  # the client keeps what is not a zip
             raise ValueError("it is no archive, or an empty one")
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)

@@ -1,7 +1,7 @@
 """A competition on Kaggle: its rules, drafted from its pages and files, and the table of submissions to it.
 
-What Kaggle does not say for certain ends in `# ?` in a draft, and a person looks at it (`aimo competition
-check` lists these lines). In the table, each submission stands beside its model's held-out figure.
+A draft marks what Kaggle does not say for certain with `# ?`, for a person to check (`aimo competition check`
+lists these lines). The table shows each submission beside its model's held-out figure.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ from aimo.report import page, pages, tables
 from aimo.report.page import Section
 from aimo.run.runs import read_metrics
 
-LARGEST = 200e6  # bytes of a file that is downloaded to see its columns
+LARGEST = 200e6  # bytes of the largest file that is downloaded for its columns
 PROBLEMS, ANSWERS = ("problem", "question", "prompt", "query"), ("answer", "label", "target")
 OPTION = re.compile(r"(?:option|choice|answer)?[ _]?([a-z]|[1-9])", re.IGNORECASE)
 REAL = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?", re.IGNORECASE)
 NEAR = re.compile(r"(?:toleran\w+|within|relative error)\D{0,30}?(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(%|percent)?")
-# Kaggle's name of a machine, by how pages call its GPU.
+# Kaggle's names for machines, and how pages write their GPU.
 MACHINES = {
     "NvidiaRtxPro6000": r"RTX\s*(?:PRO)?\s*6000",
     "NvidiaH100": "H100",
@@ -49,7 +49,7 @@ MACHINES = {
 
 
 def draft_competition(api: Api, competition: str) -> str:
-    """Return the text of a valid file of rules for a competition, by its slug or address."""
+    """Return the text of a valid rules file for a competition, given by slug or address."""
     slug = slug_of(competition)
     about = api.ask(of_competitions.ApiGetCompetitionRequest, competition_name=slug)
     answer = api.ask(of_competitions.ApiListCompetitionPagesRequest, competition_name=slug)
@@ -60,7 +60,7 @@ def draft_competition(api: Api, competition: str) -> str:
     said = " ".join(re.sub(r"<[^>]+>|[*_`]", " ", page.content) for page in answer.pages)
     said = " ".join([metric, *said.split()])
 
-    # The heads of its files: each the one with the shortest name that fits.
+    # Read the files. If several fit a kind, take the one with the shortest name.
     kinds = {"test": r"test[^/]*\.(csv|parquet)$", "sample": r"submission[^/]*\.(csv|parquet)$"}
     kinds |= {"train": r"(train|reference)[^/]*\.(csv|parquet)$", "server": r"\w_inference_server\.py$"}
     fitting = {kind: [name for name in sizes if re.search(form, name, re.I)] for kind, form in kinds.items()}
@@ -79,10 +79,10 @@ def draft_competition(api: Api, competition: str) -> str:
 
     inputs, unused = inputs_of(asked, given.columns)
     inputs |= {"test": name} if (name := Path(named["test"]).name) not in ("", "test.csv") else {}
-    if server:  # which sends the problem alone
+    if server:  # it sends only the problem
         inputs.pop("options", None)
 
-    # Answers that are known, of the train file or else of the sample submission, tell their kind.
+    # Known answers, from the train file or else the sample submission, show their kind.
     known = heads.get(named["train"], given)
     column = next((name for name in (*given.columns[1:2], *ANSWERS) if name in known.columns), None)
     values = [value.strip() for value in known[column] if value.strip()] if column else []
@@ -99,7 +99,7 @@ def draft_competition(api: Api, competition: str) -> str:
     machines = [name for name, pattern in MACHINES.items() if re.search(pattern, said)]
     hours = r"(\d+(?:\.\d+)?)[\s-]*hours?"
     gpu = re.search(rf"GPU\D{{0,40}}?{hours}", said, re.IGNORECASE) or re.search(hours, said)
-    keys = {  # each with its value, and what makes that uncertain
+    keys = {  # each with its value, and why that is uncertain
         "slug": (slug, ""),
         "inputs": (inputs, f"not used: {unused}" if unused else "" if named["test"] else "no test file"),
         "answer": (kind, f"seen: {', '.join(values[:3]) or 'no answer'}"),
@@ -121,7 +121,7 @@ def draft_competition(api: Api, competition: str) -> str:
     for key, (content, unsure) in keys.items():
         shown = yaml.safe_dump(content, width=10**6, **flow).removesuffix("...\n").strip()
         lines.append(f"{key}: {shown}" + (f"  {UNSURE} {' '.join(unsure.split())}" if unsure else ""))
-    parse_competition(load_yaml("\n".join(lines)), f"the draft of {slug}")  # refuses what is not valid
+    parse_competition(load_yaml("\n".join(lines)), f"the draft of {slug}")  # AimoError if it is not valid
     return "\n".join([*lines, ""])
 
 
@@ -140,7 +140,7 @@ def inputs_of(asked: pl.DataFrame, submitted: list[str]) -> tuple[dict[str, Any]
 
 
 def guess_answer(values: list[str], options: int, said: str) -> tuple[dict[str, Any], str, str]:
-    """Return the kind of answers, the scoring and the sentence for prompts, from known answers and pages."""
+    """Guess the kind of answer, the scoring and the sentence for prompts from known answers and pages."""
     letters = sorted({value.upper() for value in values if re.fullmatch("[A-Za-z]", value)})
     if options or (letters and len(letters) == len({value.upper() for value in values})):
         last = max([*letters, chr(64 + max(2, options))])
@@ -163,17 +163,17 @@ def guess_answer(values: list[str], options: int, said: str) -> tuple[dict[str, 
 
 Z = NormalDist().inv_cdf(0.975)
 DRAWS = 20_000
-LEAST = 4  # submissions with both scores; fewer say nothing of their correlation
+LEAST = 4  # submissions with both scores; fewer say nothing about their correlation
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a model reached on n held-out problems."""
+    """A model's figure on n held-out problems."""
 
     figure: str  # such as maj@16
     share: float
     n: int
-    problems: str  # their hash: figures of other problems are not compared
+    problems: str  # identifies them: figures on different problems are not compared
 
     def __str__(self) -> str:
         middle = (self.share + Z**2 / (2 * self.n)) / (1 + Z**2 / self.n)  # Wilson's interval
@@ -187,13 +187,13 @@ class Submission:
 
     ref: int
     score: str  # public, or its status
-    made: dict[str, Any]  # kernel, version, run and profile, where they are recorded
+    made: dict[str, Any]  # kernel, version, run and profile, as far as recorded
     held: HeldOut | None
     row: dict[str, Any]  # of the table
 
 
 def list_submissions(api: Api, slug: str) -> list[Submission]:
-    """Return the submissions to a competition, the newest first, with what made them where it is recorded."""
+    """Return a competition's submissions, newest first, with what is recorded of how they were made."""
     found = []
     for answer in api.pages(of_competitions.ApiListSubmissionsRequest, competition_name=slug):
         for one in answer.submissions:
@@ -221,8 +221,8 @@ def list_submissions(api: Api, slug: str) -> list[Submission]:
 
 
 def held_out(folder: Path | None, made: dict[str, Any]) -> HeldOut | None:
-    """Return the figure of a run's last trained model, or of an adapter, as `aimo kaggle pack` forecast it by
-    the host's metric; None where the run measured none."""
+    """Return the figure of a run's last trained model or, for an adapter, what `aimo kaggle pack` forecast by
+    the host's metric; None if the run measured none."""
     if folder is None:
         return None
     if made.get("file") == "submission.zip":
@@ -245,7 +245,7 @@ def held_out(folder: Path | None, made: dict[str, Any]) -> HeldOut | None:
 
 
 def evaluated(models: list[str]) -> HeldOut | None:
-    """Return what the last kernel `evaluate` with one of these models found, if its output is here."""
+    """Return the result of the last kernel `evaluate` with one of these models, if its output is here."""
     for line in reversed(read_lines(client.RECORDS)):
         if line["did"] != "push" or not {*models} & {*line.get("models", [])}:
             continue
@@ -261,7 +261,7 @@ def evaluated(models: list[str]) -> HeldOut | None:
 
 
 def write_table(api: Api, competition: str) -> tuple[list[Submission], list[str]]:
-    """Return the submissions to a competition, and what to know beside them; write both to
+    """Return a competition's submissions, and lines on their correlation and limits; write both to
     runs/kaggle-SLUG/scores.html."""
     slug = slug_of(competition)
     found = list_submissions(api, slug)
@@ -303,9 +303,9 @@ def write_table(api: Api, competition: str) -> tuple[list[Submission], list[str]
 def choose_submissions(submissions: list[Submission], count: int) -> list[str]:
     """Return lines that name the `count` submissions with the best hold-out figures, and how sure that is.
 
-    One of each run, the newest. Chances are shares of DRAWS draws of each model's true share, from Beta(right
-    + 1, wrong + 1), taken as independent: figures of the same problems are somewhat surer. AimoError when no
-    submission has a hold-out figure.
+    Only the newest of each run counts. Chances come from DRAWS draws of each model's true share, from
+    Beta(right + 1, wrong + 1), taken as independent: figures on the same problems are somewhat surer.
+    AimoError if no submission has a hold-out figure.
     """
     by_run: dict[str, tuple[HeldOut, Submission]] = {}
     for one in submissions:

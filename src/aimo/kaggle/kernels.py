@@ -1,9 +1,9 @@
-"""Kaggle kernels: their table, how a notebook is built, and what Kaggle would refuse of one.
+"""Kaggle kernels: list them, build their notebooks, and check for what Kaggle would refuse.
 
-Each kernel is a folder of kernels/: kernel-metadata.json, the template aimo-NAME.py (py:percent) and the
-self-contained notebook that is built from it. In the template, the cell with the tag `package` becomes an
-archive of what the kernel ships, and a cell for each file that a competitor reads and changes;
-`settings = {}` becomes the settings of a profile, and the cell with the tag `profile` the profile's file.
+Each kernel is a folder in kernels/ with kernel-metadata.json, the template aimo-NAME.py (py:percent) and the
+self-contained notebook that is built from it. The template's cell with the tag `package` becomes an archive
+of what the kernel ships, and a cell for each file that a competitor reads and changes. `settings = {}` turns
+into a profile's settings, and the cell with the tag `profile` becomes the profile's file.
 """
 
 import ast
@@ -38,8 +38,8 @@ from aimo.inference.settings import Settings, list_of_texts, validate_settings
 from aimo.inference.storage import load_yaml, read_json, write_json
 
 FOLDER = ROOT / "kernels"
-OUTPUT = RUNS / "kaggle"  # where the outputs of versions are downloaded to
-SPENT = 29 / 30  # of a session, in which its questions are answered
+OUTPUT = RUNS / "kaggle"  # where versions' outputs are downloaded
+SPENT = 29 / 30  # the share of a session in which its questions are answered
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Kernel:
     internet: bool = False
     gpu: bool = True
     attaches: tuple[str, ...] = ()  # model, wheels, competition
-    shown: str = ""  # a pattern of those that have a cell each; all others are one archive
-    profile: str | None = None  # whose file the cell with the tag `profile` holds, if no other is given
+    shown: str = ""  # a pattern of those that get a cell each; all others go into one archive
+    profile: str | None = None  # the default one for the cell with the tag `profile`
 
 
-# Modules read these as they load.
+# Modules read these on import.
 DATA = ("src/aimo/config/aliases.yaml", "src/aimo/data/*.yaml", "src/aimo/report/page.jinja")
 ROAD = (*DATA, "notebooks/0[0-3]*.ipynb", "notebooks/profiles/*.jinja")
 ANSWERING = "submission", "evaluate"  # the kernels that answer a competition
@@ -69,7 +69,7 @@ KERNELS = {
     "submission": Kernel(attaches=("model", "wheels", "competition"), shown=READABLE),
     "evaluate": Kernel(DATA, attaches=("model", "wheels"), shown=READABLE),
 }
-FOLDED = {  # the metadata of a cell that Kaggle and Jupyter show folded
+FOLDED = {  # metadata that makes Kaggle and Jupyter fold a cell
     "_kg_hide-input": True,
     "_kg_hide-output": True,
     "jupyter": {"source_hidden": True, "outputs_hidden": True},
@@ -93,9 +93,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *others])  # of process
 
 
 def kernels_of(profile: str | None, competition: str | None = None) -> list[str]:
-    """Return the kernels that have a place for a profile's settings, and answer a competition.
+    """Return the kernels that can use a profile's settings, and that answer a competition if one is named.
 
-    `train` has none for a profile that trains nothing, `evaluate` none for proofs, which nothing scores.
+    `train` cannot use a profile that trains nothing, nor `evaluate` proofs, because nothing scores them.
     """
     found, rules = list(KERNELS), find_competition(competition) if competition else None
     if profile:
@@ -114,10 +114,10 @@ def build_kernel(
 ) -> Path:
     """Write the notebook of the kernel `name` to its folder, or to `out`, and return its path.
 
-    The settings are the `inference` section of a `profile`; the cell with the tag `profile` is all of it. A
-    `competition`, a name or a YAML file, is the one that the kernel answers, else the profile's: the notebook
-    ships the file, and `out` gets metadata with its slug and machine where it has none. The same sources give
-    the same bytes. AimoError for a profile or a competition that the kernel has no use for.
+    The settings are the `inference` section of a `profile`; the cell with the tag `profile` holds all of it.
+    The kernel answers `competition`, a name or a YAML file, or the profile's: the notebook ships the file,
+    and `out` gets metadata with its slug and machine if it has none. The same sources give the same bytes.
+    AimoError if the kernel has no use for the profile or the competition.
     """
     if name not in KERNELS:
         raise AimoError(f"kernel {name!r} does not exist: use one of {', '.join(KERNELS)}")
@@ -188,9 +188,9 @@ def build_kernel(
 
 
 def unpack_cell(files: dict[str, str], shown: list[str]) -> str:
-    """Return the code that writes files, texts by path; those that are shown empty, for their own cells.
+    """Return the code that writes `files`, texts by path; those `shown` stay empty, for their own cells.
 
-    The archive is of bzip2, whose releases all write the same bytes.
+    The archive uses bzip2, because all its releases write the same bytes.
     """
     made, hidden = io.BytesIO(), [file for file in files if file not in shown]
     with tarfile.open(fileobj=made, mode="w:bz2") as archive:
@@ -205,8 +205,8 @@ def unpack_cell(files: dict[str, str], shown: list[str]) -> str:
 
 
 def describe_settings(written: dict[str, Any]) -> str:
-    """Return the settings as entries of a Python dictionary, each below a comment that explains it; those
-    that are not written are comments with their defaults."""
+    """Return the settings as entries of a Python dictionary, each below a comment that explains it.
+    Settings that are not `written` become comments with their defaults."""
     lines: list[str] = []
     defaults = asdict(Settings())
     for key, meaning in meanings(Settings).items():
@@ -218,8 +218,8 @@ def describe_settings(written: dict[str, Any]) -> str:
 
 
 def shipped(name: str) -> list[Path]:
-    """Return the files that a kernel ships: its own, and the modules of `aimo` that its template, its
-    notebooks and these import. Each stands after the modules that it imports, but for circles."""
+    """Return the files that a kernel ships: its own, and the modules of `aimo` that its template and its
+    notebooks import, directly or not. Each follows the modules that it imports, except in cycles."""
     entered: set[Path] = set()
     found: list[Path] = []
 
@@ -227,7 +227,7 @@ def shipped(name: str) -> list[Path]:
         if path in entered:
             return
         entered.add(path)
-        code = path.with_suffix(".py")  # a notebook's pair
+        code = path.with_suffix(".py")  # a notebook's paired script
         names: set[str] = set()
         for node in ast.walk(ast.parse(code.read_text() if code.is_file() else "")):
             if isinstance(node, ast.Import):
@@ -240,7 +240,7 @@ def shipped(name: str) -> list[Path]:
             for place in ROOT / "src" / module / "__init__.py", ROOT / "src" / f"{module}.py":
                 if place.is_file():
                     enter(place)
-        found.extend(sorted(path.with_suffix("").glob("*.yaml")))  # its data, which it reads as it loads
+        found.extend(sorted(path.with_suffix("").glob("*.yaml")))  # its data, which it reads on import
         found.append(path)
 
     template = FOLDER / name / f"aimo-{name}.py"
@@ -253,7 +253,7 @@ def shipped(name: str) -> list[Path]:
 
 # ---- Kaggle's names
 
-PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"  # stands for the owner in a metadata file, until a push
+PLACEHOLDER = "INSERT_YOUR_KAGGLE_NAME"  # the owner in a metadata file, until a push
 # What Kaggle's addresses and its command line put before a name.
 PREFIXES = ("datasets", "models", "notebooks", "kernels", "code", "competitions", "c")
 SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
@@ -274,7 +274,7 @@ def is_source(key: str, source: str) -> bool:
 
 
 def source_of(text: str, parts: int) -> str:
-    """Return OWNER/SLUG, or as many parts as a source has, of an address of Kaggle's or a prefixed name."""
+    """Return OWNER/SLUG, or so many parts, of a Kaggle address or a prefixed name; other text as it is."""
     path = re.sub(r"^(https?://)?(www\.)?kaggle\.com/", "", text.strip())
     if path == text.strip() and path.split("/")[0] not in PREFIXES:
         return path
@@ -283,7 +283,7 @@ def source_of(text: str, parts: int) -> str:
 
 
 def slug_of(competition: str) -> str:
-    """Return the slug of aimo1, aimo2 or aimo3, of an address, or the slug itself; AimoError for another."""
+    """Return the slug of a competition, given by name, YAML file, address or slug. AimoError for others."""
     own = competition in COMPETITIONS or competition.endswith((".yaml", ".yml"))
     slug = find_competition(competition).slug if own else source_of(competition, 1)
     if not re.fullmatch(SLUG, slug):
@@ -293,7 +293,7 @@ def slug_of(competition: str) -> str:
 
 
 def is_in(named: tuple[str, str], source: tuple[str, str]) -> bool:
-    """Return whether a path lies in what is attached; an owner may be left out, or be the placeholder."""
+    """Return whether a path is in an attached source; an owner may be missing, or be the placeholder."""
     owners = {named[0], source[0]} - {"", PLACEHOLDER}
     return len(owners) < 2 and f"{named[1]}/".lower().startswith(f"{source[1]}/".lower())
 
@@ -302,7 +302,7 @@ def kernel_folder(name: str) -> Path:
     return FOLDER / name if (FOLDER / name).is_dir() else Path(name)
 
 
-# ---- What Kaggle would refuse, or what would fail an hour after a push. Nothing is asked of Kaggle.
+# ---- Check for what Kaggle would refuse, or what would fail an hour after a push, without asking Kaggle
 
 # The keys of kernel-metadata.json by the type of their value.
 TYPES = {str: "a text", bool: "true or false", list: "a list of texts", int: "a number"}
@@ -313,19 +313,19 @@ KEYS = {
     int: "id_no",
 }
 TYPE_OF = {key: kind for kind, keys in KEYS.items() for key in keys.split()}
-# The GPUs of each machine that vLLM's wheels run on, by Kaggle's name.
+# The number of GPUs of each machine that vLLM's wheels run on, by Kaggle's name.
 GPUS = {"NvidiaTeslaT4": 2, "NvidiaL4": 4}
 GPUS |= {"NvidiaL4X1": 1, "NvidiaH100": 1, "NvidiaTeslaA100": 1, "NvidiaRtxPro6000": 1}
 ARITHMETIC: dict[Any, Any] = {ast.Add: operator.add, ast.Sub: operator.sub}
 ARITHMETIC |= {ast.Mult: operator.mul, ast.Div: operator.truediv}
 LONGEST_S = 12 * HOUR_S  # of a session that submits nothing
-LARGEST = 1_000_000  # bytes of a notebook that Kaggle takes
+LARGEST = 1_000_000  # bytes of the largest notebook that Kaggle takes
 
 
 def check_kernel(name: str) -> list[str]:
     """Return the faults of a kernel (a name in kernels/, or a folder), each with its remedy.
 
-    The name of its code file tells which kernel of the table it is; another is checked for its metadata only.
+    The name of its code file identifies it in KERNELS. For another kernel, only the metadata is checked.
     """
     folder = kernel_folder(name)
     path = folder / "kernel-metadata.json"
@@ -399,8 +399,8 @@ def check_metadata(metadata: dict[str, Any], kernel: Kernel | None) -> Iterator[
 def check_contents(
     kernel: Kernel, metadata: dict[str, Any], parameters: dict[str, Any], written: dict[str, str]
 ) -> Iterator[str]:
-    """Yield what the parameters, the competition, the wheels and the profile ask for and do not get."""
-    # Each path of an input, in either of Kaggle's layouts, lies in something attached.
+    """Yield what the parameters, the competition, the wheels and the profile need but do not get."""
+    # Every input path, in either of Kaggle's layouts, must be in an attached source.
     competitions = metadata.get("competition_sources") or []
     attached = [
         one for kind in ("model", "kernel", "dataset") for one in metadata.get(f"{kind}_sources") or []
@@ -413,7 +413,7 @@ def check_contents(
                 there = ", ".join(name for _, name in inputs) or "nothing"
                 yield f"{key} {path!r} is not among what is attached, {there}"
 
-    # The competition's slug, machines and session, by the notebook's own file or by its name.
+    # The competition's slug, machines and session, from the notebook's own file or by its name.
     shape, longest, name = metadata.get("machine_shape"), LONGEST_S, str(parameters.get("competition"))
     own = written.get(f"src/aimo/inference/competitions/{name}.yaml")
     rules = parse_competition(load_yaml(own), f"competition {name}") if own else COMPETITIONS.get(name)
@@ -432,7 +432,7 @@ def check_contents(
         if not isinstance(seconds, int | float) or not 0 <= seconds <= longest:
             yield f"{key} {seconds!r} is not within the session's {longest:.0f} seconds"
 
-    # The imports of aimo.inference that no attached wheel holds, where the wheels' output is here.
+    # The imports of aimo.inference that no attached wheel holds, if the wheels' output is here.
     for slug in (source.split("/")[-1] for source in attached):
         manifests = OUTPUT.glob(f"{slug}/[0-9]*/{startup.MANIFEST}") if re.fullmatch(SLUG, slug) else ()
         if newest := max(manifests, key=lambda path: int(path.parent.name), default=None):
@@ -442,7 +442,7 @@ def check_contents(
             if lacking := ", ".join(module for module in needed if module not in held):
                 yield f"no wheel of {slug} holds {lacking} ({newest}); run the kernel `wheels` again"
 
-    # The settings and the profile, and what the machine cannot run of them.
+    # What the machine cannot run of the settings and the profile.
     vllm = validate_settings(parameters.get("settings") or {}, "settings", "correct the value").vllm
     wanted = math.prod(vllm.get(f"{way}_parallel_size", 1) for way in ("tensor", "data", "pipeline"))
     if shape in GPUS and wanted > GPUS[shape]:
@@ -480,7 +480,7 @@ def read_notebook(code: Path) -> tuple[dict[str, Any], dict[str, str]]:
     written = {head.split()[-1]: text for head, _, text in heads if head.startswith("%%writefile ")}
     found: dict[str, Any] = {}
 
-    def constant(node: ast.expr) -> Any:  # of constants, of names before it, and of arithmetic
+    def constant(node: ast.expr) -> Any:  # from constants, earlier names, and arithmetic
         if isinstance(node, ast.Name) and node.id in found:
             return found[node.id]
         if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:

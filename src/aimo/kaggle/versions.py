@@ -24,9 +24,9 @@ from aimo.run.runs import find_run
 
 WAITING = (State.QUEUED, State.NEW_SCRIPT)
 ENDED = (State.COMPLETE, State.ERROR, State.CANCEL_ACKNOWLEDGED)
-POLL_S = 20.0  # between two looks at a version's status
+POLL_S = 20.0  # between two polls of a version's status
 START_WITHIN_S = 7200.0  # a version that waits longer for a machine is no longer followed
-SCORE_POLL_S = 60  # the longest time between two looks at a submission
+SCORE_POLL_S = 60  # the longest time between two polls of a submission
 LAST_LINES = 20  # of the log of a version that failed
 ANSWERS = ("submission.parquet", "submission.csv", "submission.zip")
 
@@ -56,8 +56,8 @@ def push_kernel(
 ) -> tuple[Version, dict[str, Any]]:
     """Push a kernel that `check_kernel` has passed, which Kaggle then runs; return its version and metadata.
 
-    `model` (owner/model/framework/variation/version) takes the place of the model that the metadata attach,
-    in the notebook too. AimoError when Kaggle refuses the kernel, or takes it without one of its inputs.
+    `model` (owner/model/framework/variation/version) replaces the model that the metadata attach, also in
+    the notebook. AimoError if Kaggle refuses the kernel, or accepts it without one of its inputs.
     """
     folder = kernels.kernel_folder(name)
     metadata = read_metadata(folder, api.user)
@@ -117,13 +117,13 @@ def ask_state(api: Api, version: Version) -> tuple[State, str]:
 
 
 def read_log(api: Api, version: Version) -> Iterator[str]:
-    """Yield the lines of a version's log, while it runs as they come."""
+    """Yield the lines of a version's log, live while it runs."""
     for event in api.kernels_logs_stream(version.path):
         yield from str(event.get("data", "")).splitlines()
 
 
 def follow_version(api: Api, version: Version, metadata: dict[str, Any]) -> None:
-    """Print a version's changes of status and its log until it has ended; StageError when it failed."""
+    """Print a version's status changes and its log until it ends. StageError if it failed."""
     began, seen, last = time.monotonic(), 0, None
     while True:
         state, message = ask_state(api, version)
@@ -131,14 +131,14 @@ def follow_version(api: Api, version: Version, metadata: dict[str, Any]) -> None
             print(f"{time.strftime('%H:%M:%S')} {version}: {state.name.lower()}", flush=True)
         if state == State.RUNNING and last != state:
             _, found = find_version(api, version.ref)
-            for key in ("machine_shape", "enable_gpu", "enable_internet"):  # Kaggle tells nobody
+            for key in ("machine_shape", "enable_gpu", "enable_internet"):  # Kaggle does not report it
                 asked, given = metadata.get(key), getattr(found, key)
                 if asked is not None and given not in (asked, ""):
                     told = f"runs with {key} {given}, not {asked}; may the account use that machine?"
                     print(f"{version} {told}")
         last = state
         if state == State.RUNNING:
-            # Until the next look where it breaks off.
+            # The stream may break; the next poll reads it again.
             with contextlib.suppress(requests.RequestException, ValueError):
                 for count, line in enumerate(read_log(api, version), 1):
                     if count > seen:
@@ -167,8 +167,8 @@ def list_output(api: Api, version: Version) -> dict[str, int]:
 def download_output(api: Api, version: Version) -> Path:
     """Download a version's output and log to runs/kaggle/SLUG/NUMBER, and return that folder.
 
-    It is whole or does not exist; what an earlier call has left of it is continued.
-    AimoError for a file that is missing or of another size than Kaggle lists.
+    The folder is whole or does not exist; an interrupted download continues.
+    AimoError if a file is missing or its size differs from Kaggle's list.
     """
     slug, sizes = version.ref.split("/")[1], list_output(api, version)
     api.end_dry_run()
@@ -178,7 +178,7 @@ def download_output(api: Api, version: Version) -> Path:
         try:
             api.kernels_output(version.path, str(partial), quiet=True)
             break
-        except (requests.ConnectionError, requests.Timeout):  # within a file the client itself goes on
+        except (requests.ConnectionError, requests.Timeout):  # within a file, the client itself resumes
             if attempt == TRIES:
                 raise
         time.sleep(PAUSE_S * 2 ** (attempt - 1))
@@ -191,7 +191,7 @@ def download_output(api: Api, version: Version) -> Path:
     if wrong:
         raise AimoError(f"{version}: not whole: {', '.join(sorted(wrong))}; give the same command again")
     log = partial / f"{slug}.log"
-    # There is none, or it is text already.
+    # The log may be missing, or text already.
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         write_whole(log, "".join(entry["data"] for entry in json.loads(log.read_text())))
     shutil.rmtree(folder, ignore_errors=True)
@@ -205,8 +205,8 @@ def submit_version(
     """Submit a version of a kernel (the last one if no number is given), or a file; return a line with the
     submission's number and, with `wait`, its public score.
 
-    The competition is the kernel's, if no other is named; a run's own file is recorded with the run.
-    AimoError when the version is not complete, left no answers, or no submission is left for today.
+    The competition defaults to the kernel's. A file in a run's folder is recorded with the run.
+    AimoError if the version is not complete or left no answers, or if no submission is left for today.
     """
     slug, path = slug_of(competition) if competition else "COMPETITION", Path(what)
     made: dict[str, Any] = {"message": message}
