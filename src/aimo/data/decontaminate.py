@@ -86,9 +86,10 @@ def gram_hashes(texts: pl.Series, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def near_duplicates(problems: pl.Series, threshold: float, seed: int) -> pl.Series:
-    """Return whether (n,) an earlier problem shares `threshold` of word triples (Jaccard) and all numbers.
+    """Return whether each problem (n,) has an earlier one with the same numbers and nearly the same words.
 
-    MinHash finds candidates, which are then compared. Problems that differ in a number count as different.
+    MinHash finds candidates. They are near duplicates if the Jaccard similarity of their word triples is at
+    least `threshold`.
     """
     # 64 hashes in 16 bands of 4: a pair at a Jaccard of 0.8 meets in some band with a chance of 0.9998.
     index, near = RMinHashLSH(threshold, 64, 16), list[bool]()

@@ -366,7 +366,7 @@ async def sample_of(
         text = f"{tags.think_start}\n{thought}\n{tags.think_end}\n\n{text.lstrip()}"
     elif tags.think_end in text and tags.think_start not in text:  # the prompt ended in the opening tag
         text = tags.think_start + text
-    complete = reply["finish_reason"] == "stop"  # else it was cut off
+    complete = reply["finish_reason"] == "stop"  # otherwise it was cut off
     return {"generation": text, "complete": complete, **reply, "model": servers.model, "seed": body["seed"]}
 
 

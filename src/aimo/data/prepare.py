@@ -31,7 +31,7 @@ from aimo.inference.storage import write_whole
 Rows = list[dict[str, Any]]
 SETS = ("heldout", "grpo", "sft")  # a text in two sets stays in the first
 BATCH = 1000  # rows that are tokenised at a time
-BYTES_A_TOKEN = 100  # a text with more per token of the limit is too long without counting
+BYTES_A_TOKEN = 100  # a text with more per token of the limit is too long; its tokens are not counted
 
 ANY = pl.lit(True)
 WORDS_TO_TELL = 8  # fewer words do not identify a language
@@ -191,7 +191,7 @@ def told(sets: Sets) -> dict[str, str]:
 
 
 def too_long(rows: pl.DataFrame, name: str, profile: Profile, tokenizer: Any) -> tuple[pl.Series, int | None]:
-    """Return whether each row (n,) is longer than the set's limit, and the limit in tokens, None without one.
+    """Return whether each row (n,) is longer than the set's limit, and the limit in tokens (or None).
 
     The prompt counts in the chat template; for `sft`, the completion counts too. The limit is the smallest of
     the set's `max_tokens` and `token_quantile`, and of what its stage can take.

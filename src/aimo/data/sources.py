@@ -1,4 +1,4 @@
-"""Read the sources that a profile names, whatever their columns are called, into tables with equal columns.
+"""Read a profile's sources, whatever their columns are called, into tables with the same columns.
 
 A source is a file (`aimo.inference.files`), a folder of files (attached by Kaggle, copied from the hub, or
 saved by `datasets`), a hub id, or a mixture of these; a set must fit into memory. The built-in problems need
@@ -136,7 +136,7 @@ def preset_of(source: Source, where: str) -> Preset:
 
 
 def roles_of(columns: Columns, have: Collection[str], imitated: bool = False) -> dict[str, str]:
-    """Return the column of each role. A role without its default column takes one of NAMES, in any case.
+    """Return the column of each role. A role without its default column takes one of NAMES, case ignored.
 
     SFT imitates a solution, so it also takes a column named like one. Without a column of answers, the answer
     comes from the end of the conversation or solution.

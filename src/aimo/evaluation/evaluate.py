@@ -50,7 +50,7 @@ class Wanted:
 
     model: Path
     name: str  # how pages call the model
-    benchmarks: list[str]  # names of the table, or paths to files
+    benchmarks: list[str]  # names in BENCHMARKS, or paths to files
     layers: list[dict[str, Any]]  # settings over the benchmark's and the model's: a profile's, the command's
     data: Path | None = None  # a folder with files that replace the hub's data sets
     rows: int | None = None  # questions of each benchmark; None: all
@@ -66,7 +66,7 @@ class Wanted:
         return identity(self.model, self.adapter)
 
     def settings(self, name: str) -> Settings:
-        """Return the settings that the model is asked with on a benchmark."""
+        """Return the settings for asking the model on a benchmark."""
         benchmark = benchmarks.find_benchmark(name)
         layer: dict[str, Any] = benchmarks.SAMPLING | {"samples": benchmark.samples}
         boxes = guess_tags(self.model).answer_start.startswith("\\boxed")

@@ -259,7 +259,7 @@ def plot_rules(figures: Sequence[Figures], to: Path) -> None:
 
 
 def show_rules(traces: Traces, figures: Sequence[Figures]) -> None:
-    """Print the table, which rules differ from ours by more than luck, and the questions that flipped."""
+    """Print the table, the rules that differ from ours by more than luck, and the questions that flipped."""
 
     def text(interval: Interval, form: str) -> str:  # + 0 turns -0.0 into 0.0
         value, low, high = (f"{round(x, 3) + 0:{form}}" for x in astuple(interval))

@@ -343,7 +343,7 @@ def ratio_interval(values: ArrayLike, baseline: ArrayLike, seed: int = 0) -> Int
     n = len(above)
     drawn = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
     ratios = above[drawn].mean(axis=1) / below[drawn].mean(axis=1)
-    # For many questions, 0.025 lies beyond each bound. For few, the percentiles are too narrow, so less does:
+    # For many questions, each bound cuts off 0.025. For few, such percentiles are too narrow: cut off less,
     # the normal distribution's tail beyond Student's t times the root of n / (n - 1).
     z, freedom = NormalDist().inv_cdf((1 + LEVEL) / 2), max(1, n - 1)
     t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -348,7 +348,7 @@ def forecast(
         remedy = f"train {run.stage} alone, or set model.dtype=float32"
     try:
         with Engine(base, settings, seed=run.profile.seed, adapter=adapter) as engine:
-            # Check that the host would write training's prompts alike.
+            # Check that the host formats prompts as training did.
             options = {"add_generation_prompt": True, "tokenize": False} | settings.chat_template_kwargs
             below = settings.user.partition("{problem}")[2]
             talks = read_kept(run.folder).get("talks", [])

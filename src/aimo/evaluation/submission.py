@@ -158,7 +158,7 @@ def solution_records(
 
 
 def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
-    """Answer the run's test file through the local gateway; return a record per question, in its order.
+    """Answer the run's test file through the local gateway; return a record per question, in file order.
     Write the competition's file (submission.parquet if there is no competition) and solutions.json."""
     rules, profile = run.profile.rules, run.profile
     if rules and rules.artefact.kind == "adapter":  # the competition takes no answers
@@ -186,7 +186,7 @@ def answer_test_file(engine: Engine, run: Run) -> list[dict[str, Any]]:
 
 
 def test_file(run: Run) -> Path:
-    """Return the profile's test file, or write one of built-in held-out problems in AIMO 3's layout."""
+    """Return the profile's test file, or write one of built-in held-out problems, which ask for integers."""
     asked, rules = run.profile.inference, run.profile.rules
     if asked.test:
         return locate(asked.test)

@@ -155,7 +155,7 @@ def public(path: Path, golds: Mapping[str, int | str], kind: AnswerKind) -> Iter
 
 
 def until_final(text: str, read: Callable[[str], Any]) -> RecordedSample:
-    """Return a completion as it is up to its final answer, or until it degenerates."""
+    """Return a completion as a sample that ends at its final answer, or where it degenerates."""
     final = voting.AnswerWatch(read).find(text)
     end, answer = final or (len(text), None)
     for place in range(CHECK, end, CHECK):

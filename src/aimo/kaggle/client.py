@@ -64,7 +64,7 @@ class DryRunEnds(Exception):
 
 
 class Api(KaggleApi):  # type: ignore[misc]
-    """Kaggle's client, with every request going through `call`."""
+    """Kaggle's client; every request goes through `call`."""
 
     user: str
     token_source: str
@@ -107,12 +107,12 @@ class Api(KaggleApi):  # type: ignore[misc]
             token = {"page_token": answer.next_page_token} if answer.next_page_token else None
 
     def end_dry_run(self) -> None:
-        """End a dry run, because the next step needs Kaggle's answers."""
+        """End a dry run where the next step needs Kaggle's answers."""
         if self.dry_run:
             raise DryRunEnds
 
     def call(self, send: Any, service: str, name: str, request: Any, response_type: Any) -> Any:
-        """Send one request and return its answer. A failed one's error has a line for the user in `told`.
+        """Send one request and return its answer. If it fails, the error has a line for the user in `told`.
 
         A dry run only prints it: a Get or List returns an empty answer, any other request ends the dry run.
         """
@@ -383,7 +383,7 @@ def push_version(api: Api, folder: Path, target: str | None, profile: Profile, r
 def push_folder(api: Api, folder: Path, name: str | None) -> str:
     """Push a folder as a new version of a private dataset, which is created if needed; return OWNER/SLUG.
 
-    The dataset is called `name` or, by default, as the folder's dataset-metadata.json or the folder itself. A
+    Its name is `name`, or else the id in the folder's dataset-metadata.json, or else the folder's name. A
     sub-folder is sent as one archive, which Kaggle unpacks.
     """
     if not folder.is_dir():

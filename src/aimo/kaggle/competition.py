@@ -193,7 +193,7 @@ class Submission:
 
 
 def list_submissions(api: Api, slug: str) -> list[Submission]:
-    """Return a competition's submissions, newest first, with what is recorded of how they were made."""
+    """Return a competition's submissions, newest first, with the records of what made them."""
     found = []
     for answer in api.pages(of_competitions.ApiListSubmissionsRequest, competition_name=slug):
         for one in answer.submissions:

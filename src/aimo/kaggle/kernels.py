@@ -274,7 +274,7 @@ def is_source(key: str, source: str) -> bool:
 
 
 def source_of(text: str, parts: int) -> str:
-    """Return OWNER/SLUG, or so many parts, of a Kaggle address or a prefixed name; other text as it is."""
+    """Return OWNER/SLUG, or as many `parts`, of a Kaggle address or a prefixed name; other text unchanged."""
     path = re.sub(r"^(https?://)?(www\.)?kaggle\.com/", "", text.strip())
     if path == text.strip() and path.split("/")[0] not in PREFIXES:
         return path
