@@ -1,4 +1,4 @@
-"""`aimo init`, `distil`, `reject`, `data pack`: what is done with rows before training."""
+"""`aimo init`, `distil`, `reject`, `data pack`: prepare rows before training."""
 
 import json
 import shlex
@@ -30,12 +30,12 @@ LEAST = 4  # problems: with fewer, none can be held out
 def init_command(
     source: Annotated[Path, arg("A file of problems with answers: .csv, .jsonl, .parquet …")],
     base: Annotated[str, opt("The model to train, a folder or a hub id.")] = "data/tiny-base",
-    prompt_column: Annotated[str | None, opt("Its problems; `problem`.")] = None,
-    answer_column: Annotated[str | None, opt("Its gold answers; `answer`.")] = None,
-    solution_column: Annotated[str | None, opt("Its worked solutions, for SFT.")] = None,
-    out: Annotated[Path | None, opt("The profile; SOURCE with the suffix .yaml.")] = None,
+    prompt_column: Annotated[str | None, opt("The column of problems (default `problem`).")] = None,
+    answer_column: Annotated[str | None, opt("The column of gold answers (default `answer`).")] = None,
+    solution_column: Annotated[str | None, opt("The column of worked solutions, for SFT.")] = None,
+    out: Annotated[Path | None, opt("The profile to write (default SOURCE with the suffix .yaml).")] = None,
 ) -> None:
-    """Write a profile of a laptop's size for the problems of a file: SFT if it has solutions, then GRPO."""
+    """Write a laptop-sized profile for a file of problems: SFT if it has solutions, then GRPO."""
     path, out = source.absolute(), out or source.with_suffix(".yaml")
     if out.suffix != ".yaml" or not PLAIN_NAME.fullmatch(out.stem):
         raise AimoError(f"--out {out}: a profile is a .yaml file whose name is the run's; take my.yaml")
@@ -102,25 +102,25 @@ def init_command(
 
 def distil_command(
     context: typer.Context,
-    output_file: Annotated[Path, opt("A .jsonl file; one that is there is continued.")],
+    output_file: Annotated[Path, opt("A .jsonl file; an existing one is continued.")],
     source: Annotated[str | None, opt("A file, a folder, or a hub id.", "--dataset-name")] = None,
-    subset: Annotated[str | None, opt("Its subset.", "--dataset-config")] = None,
-    split: Annotated[str | None, opt("Its split.", "--dataset-split")] = None,
-    prompt_column: Annotated[str | None, opt("Its problems; `problem`.")] = None,
-    answer_column: Annotated[str | None, opt("Its gold answers; `answer`.")] = None,
-    uuid_column: Annotated[str | None, opt("What tells problems apart; their text.")] = None,
-    api_addr: Annotated[list[str] | None, opt("A server, 127.0.0.1:8000; repeat.")] = None,
+    subset: Annotated[str | None, opt("The dataset's subset.", "--dataset-config")] = None,
+    split: Annotated[str | None, opt("The dataset's split.", "--dataset-split")] = None,
+    prompt_column: Annotated[str | None, opt("The column of problems (default `problem`).")] = None,
+    answer_column: Annotated[str | None, opt("The column of gold answers (default `answer`).")] = None,
+    uuid_column: Annotated[str | None, opt("Column that identifies problems (default their text).")] = None,
+    api_addr: Annotated[list[str] | None, opt("A server, such as 127.0.0.1:8000; repeatable.")] = None,
     model: Annotated[str | None, opt("The teacher's name on the servers.")] = None,
-    num_generations: Annotated[int | None, opt("Completions of a problem; 4.")] = None,
+    num_generations: Annotated[int | None, opt("Completions per problem (default 4).")] = None,
     prompt_template: Annotated[str | None, opt("The user message, with {prompt}.")] = None,
-    temperature: Annotated[float | None, opt("0.6.")] = None,
-    top_p: Annotated[float | None, opt("0.95.")] = None,
-    max_tokens: Annotated[int | None, opt("Tokens of a completion; 16384.")] = None,
-    max_concurrent: Annotated[int | None, opt("Requests in flight; 1000.")] = None,
-    timeout: Annotated[float | None, opt("Seconds of a request; 3600.")] = None,
-    retries: Annotated[int | None, opt("Of a sample; 3.")] = None,
-    seed: Annotated[int | None, opt("The profile's, or 0.", min=0)] = None,
-    profile: Annotated[str | None, opt("Whose distil section, tags and seed are taken.")] = None,
+    temperature: Annotated[float | None, opt("Sampling temperature (default 0.6).")] = None,
+    top_p: Annotated[float | None, opt("Nucleus sampling (default 0.95).")] = None,
+    max_tokens: Annotated[int | None, opt("Tokens per completion (default 16384).")] = None,
+    max_concurrent: Annotated[int | None, opt("Requests in flight (default 1000).")] = None,
+    timeout: Annotated[float | None, opt("Seconds per request (default 3600).")] = None,
+    retries: Annotated[int | None, opt("Retries per sample (default 3).")] = None,
+    seed: Annotated[int | None, opt("Default: the profile's, or 0.", min=0)] = None,
+    profile: Annotated[str | None, opt("A profile that provides the distil section, tags and seed.")] = None,
     set_: Key = None,
     push_to_hub: Annotated[str | None, opt("Push the file and its card to this dataset, owner/name.")] = None,
 ) -> None:
@@ -151,16 +151,16 @@ def distil_command(
 
 def reject_command(
     source: Annotated[str, arg("What `aimo distil` wrote, or another file, folder or hub id.")],
-    out: Annotated[Path, opt("A .jsonl or .parquet file, a source with preset `aimo reject`.")],
-    preset: Annotated[str | None, opt("Whose columns the source has; those of `aimo distil`.")] = None,
-    prompt_column: Annotated[str | None, opt("Its problems.")] = None,
-    answer_column: Annotated[str | None, opt("Its gold answers.")] = None,
-    solution_column: Annotated[str | None, opt("Its completions, one or a list; no preset then.")] = None,
-    max_per_problem: Annotated[int | None, opt("Completions to keep.", min=1)] = None,
+    out: Annotated[Path, opt("A .jsonl or .parquet file; as a source, its preset is `aimo reject`.")],
+    preset: Annotated[str | None, opt("The preset for the columns (default `aimo distil`).")] = None,
+    prompt_column: Annotated[str | None, opt("The column of problems.")] = None,
+    answer_column: Annotated[str | None, opt("The column of gold answers.")] = None,
+    solution_column: Annotated[str | None, opt("The completions, one or a list; no default preset.")] = None,
+    max_per_problem: Annotated[int | None, opt("Completions to keep per problem.", min=1)] = None,
     prefer: Annotated[str, opt("Which ones: first, shorter or diverse.")] = "first",
-    pass_rate: Annotated[tuple[float, float], opt("Keep problems of such a share of right ones.")] = (0, 1),
-    profile: Annotated[str | None, opt("A profile, whose tags are taken.")] = None,
-    page: Annotated[Path | None, opt("Write a page of what was kept here.")] = None,
+    pass_rate: Annotated[tuple[float, float], opt("Keep problems with this share of right ones.")] = (0, 1),
+    profile: Annotated[str | None, opt("A profile that provides the tags.")] = None,
+    page: Annotated[Path | None, opt("Write a page about what was kept here.")] = None,
 ) -> None:
     """Keep the right and finished completions of a set, judged by their answers."""
     if out.suffix not in (".jsonl", ".parquet"):
@@ -186,8 +186,8 @@ def pack_set_command(
     profile: Profile,
     run_dir: RunDir = None,
     set_: Annotated[list[str] | None, opt("Change a key, such as sft.packing=true.", "--set")] = None,
-    push_to_hub: Annotated[str | None, opt("Then push to this dataset, owner/name.")] = None,
+    push_to_hub: Annotated[str | None, opt("Then push the set to this dataset, owner/name.")] = None,
 ) -> None:
-    """Tokenise and pack a run's SFT set before training, which then finds it."""
+    """Tokenise and pack a run's SFT set in advance, for training to use."""
     run = runs.begin("sft", profile, run_dir, set_)
     sft.pack_rows(run, push_to_hub)

@@ -1,4 +1,4 @@
-"""`aimo kaggle …` and `aimo competition …`: arguments to one call, and a line on what it did."""
+"""`aimo kaggle …` and `aimo competition …`: each command is one call, and a line on what it did."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,8 +25,8 @@ app.add_typer(dataset, name="dataset")
 
 Kernel = Annotated[str, arg("A folder of kernels/, OWNER/SLUG, or a SLUG of the token's user.")]
 Competition = Annotated[str, arg("aimo1, aimo2, aimo3, Kaggle's slug, or a YAML file.", "COMPETITION")]
-Number = Annotated[int | None, opt("A version; the last if not given.", "--version", min=1)]
-DryRun = Annotated[bool, opt("Print each request and send none.", "--dry-run")]
+Number = Annotated[int | None, opt("The version; the last if not given.", "--version", min=1)]
+DryRun = Annotated[bool, opt("Print the requests without sending them.", "--dry-run")]
 
 
 @app.command("login-check")
@@ -62,10 +62,10 @@ def push(
     kernel: Annotated[str, arg("A folder of kernels/, or a path.")],
     wait: Annotated[bool, opt("Follow it to its end and download its output.", "--wait")] = False,
     source: Annotated[str | None, opt("The model to attach, OWNER/…/VERSION.", "--model")] = None,
-    no_run: Annotated[bool, opt("Save the version, and do not run it.", "--no-run")] = False,
+    no_run: Annotated[bool, opt("Save the version without running it.", "--no-run")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Check and push a kernel, which Kaggle then runs. Exit code 1 when the run failed."""
+    """Check and push a kernel, which Kaggle then runs. Exit code 1 if the run failed."""
     if wait and no_run:
         raise AimoError("--wait goes without --no-run: a version that does not run has no end")
     if faults := kernels.check_kernel(kernel):
@@ -86,7 +86,7 @@ def push(
 
 @app.command()
 def status(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None:
-    """Print how far a version of a kernel is."""
+    """Print the state of a kernel's version."""
     with client.sign_in(dry_run) as api:
         version, _ = versions.find_version(api, kernel, number)
         state, message = versions.ask_state(api, version)
@@ -96,7 +96,7 @@ def status(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> No
 
 @app.command()
 def logs(kernel: Kernel, number: Number = None, dry_run: DryRun = False) -> None:
-    """Print a version's log, as it comes while it runs."""
+    """Print a version's log, live while it runs."""
     with client.sign_in(dry_run) as api:
         version, _ = versions.find_version(api, kernel, number)
         api.end_dry_run()
@@ -121,7 +121,7 @@ def push_model_command(
     to: Annotated[str | None, opt("OWNER/MODEL/FRAMEWORK/VARIATION, if the profile names none.")] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Push a run's last model as a new version, and compare sizes and hashes with what Kaggle then has."""
+    """Push a run's last model as a new version, and compare its sizes and hashes with Kaggle's."""
     folder, profile = find_run(run)
     if not profile.trained:
         raise AimoError(f"run {run}: profile {profile.profile} trains no model, so there is none to push")
@@ -132,8 +132,8 @@ def push_model_command(
 
 @dataset.command("push")
 def push_dataset_command(
-    folder: Annotated[Path, arg("The folder, such as one of wheels.")],
-    name: Annotated[str | None, opt("SLUG or OWNER/SLUG, in place of the folder's.")] = None,
+    folder: Annotated[Path, arg("The folder, for example of wheels.")],
+    name: Annotated[str | None, opt("SLUG or OWNER/SLUG, instead of the folder's.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Push a folder as a new version of a private dataset, and compare it with what Kaggle then lists."""
@@ -145,8 +145,8 @@ def push_dataset_command(
 def pack_adapter_command(
     run: Annotated[str, arg("A run, by name or path; RUN/STAGE for a stage before the last.")],
     competition: Annotated[str, opt("A competition that takes an adapter: its name, or a YAML file.")],
-    questions: Annotated[Path | None, opt("To forecast by, in place of the held-out ones.")] = None,
-    serve: Annotated[bool, opt("Whether vLLM serves base and adapter first.", "--serve/--no-serve")] = True,
+    questions: Annotated[Path | None, opt("Questions to forecast from, if not the held-out ones.")] = None,
+    serve: Annotated[bool, opt("First serve base and adapter with vLLM.", "--serve/--no-serve")] = True,
 ) -> None:
     """Check a run's adapter, forecast its score as the host serves it, and pack it as submission.zip."""
     quiet()
@@ -158,11 +158,11 @@ def submit(
     kernel: Annotated[str, arg("As for `status`; or a file to upload.")],
     message: Annotated[str, opt("What Kaggle shows beside the score.")],
     number: Number = None,
-    competition: Annotated[str | None, opt("In place of the kernel's: its name, slug or file.")] = None,
+    competition: Annotated[str | None, opt("Instead of the kernel's: a name, slug or file.")] = None,
     wait: Annotated[bool, opt("Wait for the score.", "--wait")] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Submit a complete version of a kernel that left answers; or a file, where uploads are taken."""
+    """Submit a complete version of a kernel with answers, or a file if the competition takes uploads."""
     path = Path(kernel)
     if path.is_file():
         if not competition:
@@ -232,7 +232,7 @@ def new(
 @competition_app.command("check")
 def check_competition(
     competition: Rules,
-    test: Annotated[Path | None, opt("A test file; its first question is printed as it is asked.")] = None,
+    test: Annotated[Path | None, opt("A test file; print its first question as the model gets it.")] = None,
 ) -> None:
     """Check a competition's file, and say what it asks, takes and submits."""
     rules = find_competition(competition)

@@ -16,7 +16,7 @@ from aimo.inference.errors import AimoError, one_line
 from aimo.inference.model_folder import check_model_folder, read_adapter
 from aimo.inference.storage import write_json
 
-RULE = "A rule: 'ours max_error=0.1', '4 of 8', '10 ended of 12', 'all:entropy'; all that fit if none."
+RULE = "A rule: 'ours max_error=0.1', '4 of 8', '10 ended of 12', 'all:entropy'; if none, all that fit."
 Journals = Annotated[list[Path], arg("Journals of the solver, or public traces.")]
 
 
@@ -24,15 +24,15 @@ def replay_command(
     files: Journals,
     policy: Annotated[list[str] | None, opt(RULE)] = None,
     answers: options.Golds = None,
-    draws: Annotated[int, opt("Random orders of each question.", min=1)] = 300,
+    draws: Annotated[int, opt("Random orders per question.", min=1)] = 300,
     seed: options.Seed = 0,
     samples: options.Samples = None,
-    budget: Annotated[float, opt("Of a question, in seconds or in tokens of a sample.", min=0)] = math.inf,
+    budget: Annotated[float, opt("Per question, in seconds or in tokens of a sample.", min=0)] = math.inf,
     competition: options.Competition = None,
     to: Annotated[Path | None, opt("Write the figures here too.", "--json")] = None,
     plot: Annotated[Path | None, opt("Draw accuracy against tokens here.")] = None,
 ) -> None:
-    """Compare rules of voting, stopping and time on recorded samples, without a model."""
+    """Compare rules for voting, stopping and time on recorded samples, without a model."""
     options.check_folder("--json", to)
     options.check_folder("--plot", plot)
     rules = [replay.parse_rule(name) for name in policy or []]
@@ -58,8 +58,8 @@ def forecast_command(
     runs: Annotated[int | None, opt("Passes over the questions, if not the competition's.", min=1)] = None,
     policy: Annotated[str, opt("A rule, as for `aimo replay`.")] = "ours",
     answers: options.Golds = None,
-    samples: Annotated[int, opt("Samples of a question.", min=1)] = 16,
-    draws: Annotated[int, opt("Replays of each question.", min=1)] = 300,
+    samples: Annotated[int, opt("Samples per question.", min=1)] = 16,
+    draws: Annotated[int, opt("Replays per question.", min=1)] = 300,
     seed: options.Seed = 0,
 ) -> None:
     """Forecast the score of a competition from recorded samples, and how many runs tell a gain from luck."""
@@ -74,10 +74,10 @@ def forecast_command(
 def evaluate_command(
     model: Annotated[Path, arg("A model folder.")],
     benchmarks: Annotated[str, opt("Names, such as aime24,math500, or files of problems and answers.")],
-    data: Annotated[Path | None, opt("A folder of NAME.jsonl in place of the hub.")] = None,
+    data: Annotated[Path | None, opt("A folder of NAME.jsonl files, instead of the hub.")] = None,
     run_dir: Annotated[str | None, opt("The evaluation's folder; runs/evaluate-MODEL if not given.")] = None,
     samples: options.Samples = None,
-    rows: Annotated[int | None, opt("Only the first questions of each.", min=1)] = None,
+    rows: Annotated[int | None, opt("How many questions to ask of each, from the first.", min=1)] = None,
     seed: options.Seed = 0,
     profile: options.Over = None,
     set_: options.Setting = None,
@@ -85,10 +85,10 @@ def evaluate_command(
     adapter: options.Adapter = None,
     vllm: options.EngineArguments = None,
     competition: options.Competition = None,
-    card_data: Annotated[bool, opt("Look for leaks in the card's data, too.", "--card-data")] = False,
-    audit: Annotated[bool, opt("List the verdicts that math-verify does not share.", "--audit")] = False,
+    card_data: Annotated[bool, opt("Also look for leaks in the card's data.", "--card-data")] = False,
+    audit: Annotated[bool, opt("List the verdicts that math-verify disagrees with.", "--audit")] = False,
 ) -> None:
-    """Measure a model on benchmarks; started again, it goes on, and what is complete is scored again."""
+    """Measure a model on benchmarks; repeated, it continues, and scores what is complete again."""
     layers = list(options.solver_settings(profile, set_, samples, vllm, server, adapter))
     check_model_folder(model)
     asked = benchmarks.split(",")
@@ -117,12 +117,12 @@ def evaluate_command(
 
 def compare_command(
     runs: Annotated[list[Path], arg("Folders of `aimo evaluate`, the baseline first, or of `aimo run`.")],
-    differ: Annotated[list[str] | None, opt("A setting whose effect is compared; repeat.")] = None,
+    differ: Annotated[list[str] | None, opt("A setting whose effect is compared; repeatable.")] = None,
     run_dir: Annotated[str | None, opt("The comparison's folder; runs/compare-RUN-RUN if not given.")] = None,
 ) -> None:
     """Compare models on the same questions, and say whether the difference is more than luck.
 
-    Of runs, draw the curves of their training over each other.
+    For runs, draw their training curves in the same plots.
     """
     folder = evaluate.evaluation_folder("-".join(path.name for path in runs), run_dir, "compare")
     lines = compare.compare_folders(runs, differ or [], folder)

@@ -1,4 +1,4 @@
-"""Options that several commands take, and what they mean for the settings of a solver."""
+"""Options that several commands share, and the solver settings that follow from them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,24 +30,24 @@ def arg(text: str, name: str | None = None) -> Any:
 Profile = Annotated[str, opt("A name in notebooks/profiles, or a path to a YAML file.")]
 RunDir = Annotated[str | None, opt("The run's folder; runs/PROFILE if not given.")]
 Seed = Annotated[int, typer.Option(min=0)]
-Key = Annotated[list[str] | None, opt("Change a key, such as grpo.max_steps=50; repeat.", "--set")]
+Key = Annotated[list[str] | None, opt("Change a key, such as grpo.max_steps=50; repeatable.", "--set")]
 Setting = Annotated[list[str] | None, opt("Change a setting, such as inference.temperature=0.6.", "--set")]
-Over = Annotated[str | None, opt("A profile whose inference section goes over the settings.", "--profile")]
+Over = Annotated[str | None, opt("A profile whose inference section overrides the settings.", "--profile")]
 Test = Annotated[str | None, opt("A CSV of questions, with id and problem (or question).")]
-Competition = Annotated[str | None, opt("Whose answers these are: aimo3, another name, or a YAML file.")]
+Competition = Annotated[str | None, opt("The competition: aimo3, another name, or a YAML file.")]
 Samples = Annotated[int | None, opt("Samples of each question.", min=1)]
-Servers = Annotated[list[str] | None, opt("The model's `vllm serve`, in place of an engine; repeat.")]
+Servers = Annotated[list[str] | None, opt("A `vllm serve` of the model, instead of an engine; repeatable.")]
 Adapter = Annotated[str | None, opt("A folder with a LoRA adapter for the model.")]
-EngineArguments = Annotated[list[str] | None, opt("vLLM's own, such as tensor_parallel_size=2; repeat.")]
-Golds = Annotated[Path | None, opt("A CSV with id and answer, for files that do not hold them.")]
+EngineArguments = Annotated[list[str] | None, opt("vLLM's own, such as tensor_parallel_size=2; repeatable.")]
+Golds = Annotated[Path | None, opt("A CSV with id and answer, for files without answers.")]
 
 
 def start(
     model: str | Path, layers: list[dict[str, Any]], seed: int, server: list[str] | None, adapter: str | None
 ) -> Any:
-    """Return the servers of a model, or else an engine, with layers over the folder's settings.
+    """Return the servers of a model, or else an engine; the layers override the folder's settings.
 
-    AimoError when vLLM with a stage's adapter does not compute what the stage has trained.
+    AimoError if vLLM with a stage's adapter does not compute what the stage has trained.
     """
     quiet()
     check_model_folder(model)
@@ -74,7 +74,7 @@ def solver_settings(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the solver's settings that a profile's inference section has, and those of the command line.
 
-    AimoError for what a server has been given when it was started.
+    AimoError for an option that a running server cannot take.
     """
     section = read_values(profile).get("inference") or {} if profile else {}
     others = ("test", "test_rows")
@@ -94,7 +94,7 @@ def solver_settings(
 
 
 def show_rows(rows: list[dict[str, Any]]) -> None:
-    """Print rows as a table, in red those with a remedy; in a file or a pipe no cell is cut."""
+    """Print rows as a table, those with a remedy in red; in a file or a pipe no cell is cut."""
     console, table = Console(), Table(*rows[0])
     if not console.is_terminal:
         console.width = 240

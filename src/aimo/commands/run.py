@@ -30,7 +30,7 @@ Start with `aimo run --profile tiny`, which takes minutes on a CPU.
 `aimo COMMAND --help` lists the options of a command.
 Exit codes: 0 done, 1 a stage or the engine failed, 2 something that you can fix, explained in one line.
 """
-AGAIN = f"Do this stage again ({', '.join(STAGES)}) and those after it, or go on from sft/checkpoint-50."
+AGAIN = f"Repeat this stage ({', '.join(STAGES)}) and those after it, or continue from sft/checkpoint-50."
 # Short heads of columns that would otherwise not fit in 80 characters.
 HEADS = {"mean_tokens": "tokens", "samples_per_second": "samples/s", "mean_loss": "loss"}
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -54,12 +54,12 @@ def run_command(
     profile: options.Profile,
     run_dir: options.RunDir = None,
     from_: Annotated[str | None, opt(AGAIN, "--from")] = None,
-    until: Annotated[str | None, opt("End after this stage.")] = None,
+    until: Annotated[str | None, opt("Stop after this stage.")] = None,
     set_: options.Key = None,
     test: options.Test = None,
     competition: options.Competition = None,
 ) -> None:
-    """Do the stages of a profile that are not finished yet, and write the report."""
+    """Run the stages of a profile that are not finished yet, and write the report."""
     try:
         asked = {"test": test, "competition": competition}
         folder = pipeline.run_profile(profile, run_dir, set_, from_stage=from_, until=until, **asked)
@@ -83,15 +83,15 @@ def run_command(
 def launch_command(
     stage: Annotated[str, arg("sft, grpo, dpo or opd.")],
     profile: options.Profile,
-    gpus: Annotated[int | None, opt("GPUs of each node; all of this machine if not given.", min=1)] = None,
-    cpu: Annotated[int | None, opt("So many CPU processes in place of GPUs, to try it.", min=1)] = None,
+    gpus: Annotated[int | None, opt("GPUs per node; all of this machine if not given.", min=1)] = None,
+    cpu: Annotated[int | None, opt("CPU processes to use instead of GPUs, to try it.", min=1)] = None,
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     strategy: Annotated[str, opt("ddp, fsdp, zero2 or zero3.")] = "ddp",
-    offload: Annotated[str | None, opt("ZeRO's optimizer, or all, on the host.")] = None,
-    accelerate: Annotated[str | None, opt("An accelerate file; no --strategy.")] = None,
+    offload: Annotated[str | None, opt("What ZeRO keeps on the host: optimizer or all.")] = None,
+    accelerate: Annotated[str | None, opt("An accelerate file, instead of --strategy.")] = None,
     serve_gpus: Annotated[int, opt("GPUs for GRPO's vLLM server.", min=0)] = 0,
     slurm: Annotated[bool, opt("Write the Slurm script to the run's folder instead.", "--slurm")] = False,
-    dry_run: Annotated[bool, opt("Print the commands and do nothing.", "--dry-run")] = False,
+    dry_run: Annotated[bool, opt("Print the commands without running them.", "--dry-run")] = False,
     run_dir: options.RunDir = None,
     set_: options.Key = None,
 ) -> None:
@@ -159,9 +159,9 @@ def serve(
     set_: options.Setting = None,
     vllm: options.EngineArguments = None,
     host: Annotated[str, opt("0.0.0.0 lets others in: set VLLM_API_KEY.")] = "127.0.0.1",
-    port: Annotated[int, opt("0 takes a free one.", min=0, max=65535)] = 8000,
+    port: Annotated[int, opt("The port; 0 takes a free one.", min=0, max=65535)] = 8000,
     seed: options.Seed = 0,
-    log: Annotated[Path, opt("Where vLLM writes.")] = Path("vllm.log"),
+    log: Annotated[Path, opt("The file for vLLM's log.")] = Path("vllm.log"),
 ) -> None:
     """Serve a model with vLLM's OpenAI-compatible server, until Ctrl-C."""
     options.check_folder("--log", log)
@@ -194,8 +194,8 @@ app.command("compare")(measure.compare_command)
 
 @kernel.command()
 def build(
-    names: Annotated[list[str] | None, arg("Folders of kernels/; all of them if none is given.")] = None,
-    profile: Annotated[str | None, opt("A profile whose settings the kernels get.")] = None,
+    names: Annotated[list[str] | None, arg("Folders of kernels/; all if none is given.")] = None,
+    profile: Annotated[str | None, opt("A profile that provides the kernels' settings.")] = None,
     out: Annotated[Path | None, opt("Another folder for the notebooks.")] = None,
     competition: options.Competition = None,
 ) -> None:
@@ -206,7 +206,7 @@ def build(
 
 @kernel.command("check")
 def check_command(name: Annotated[str, arg("A folder of kernels/, or a path.")]) -> None:
-    """Find what Kaggle would refuse of a kernel, or what would fail an hour after its push."""
+    """Find what Kaggle would refuse in a kernel, or what would fail an hour after the push."""
     if faults := kernels.check_kernel(name):
         raise AimoError(f"kernel {name}: {'; '.join(faults)}")
     print(f"kernel {name}: no fault found")
@@ -222,7 +222,7 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """The console script. SIGTERM ends a command as Ctrl-C does: what has ended is kept."""
+    """The console script. SIGTERM ends a command as Ctrl-C does: finished work is kept."""
     own = os.getpid()
 
     def interrupt(number: int, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""A profile: every setting of a run, in typed sections. Above it, the table of stages, which all else reads.
+"""A profile: every setting of a run, in typed sections; and the table of stages that everything else reads.
 
 A new stage is a row of the table, a notebook and a section of the profile (docs/extending.md). A run does the
 stages that its profile has a section for, in the table's order. `aimo.train.arguments` turns the sections of
@@ -64,7 +64,7 @@ class Lora:
     """Low-rank adapters (PEFT); merged into the weights when a stage ends."""
 
     rank: Positive = 32  # The rank of the two matrices of an adapter
-    alpha: Positive = 64  # An adapter counts alpha / rank times
+    alpha: Positive = 64  # An adapter's output is multiplied by alpha / rank
     # The layers that get an adapter
     target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -79,32 +79,32 @@ class Model:
     revision: str | None = None  # The branch, tag or commit of a hub id; null takes the newest of main
     # What loads and trains the model: Unsloth, or Transformers with PEFT
     backend: Literal["unsloth", "transformers"] = "unsloth"
-    # Tokens of prompt and completion together. Null: 2,048 where a stage trains, else the model's own.
+    # Tokens of prompt and completion together. Null: 2,048 if a stage trains, otherwise the model's own.
     max_length: Positive | None = None
-    # auto takes bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU
+    # auto takes bfloat16 on a GPU that supports it, float16 on an older one, float32 on a CPU
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     load_in_4bit: bool = False  # QLoRA: the frozen weights in four bits (GPU only)
-    gradient_checkpointing: bool = True  # On a GPU, compute activations twice: slower, much less memory
+    gradient_checkpointing: bool = True  # On a GPU, recompute activations: slower, but much less memory
     attention: str = "sdpa"  # Transformers' attention, such as flash_attention_2; Unsloth brings its own
     lora: Lora | None = field(default_factory=Lora)  # null trains all weights
 
 
 @dataclass(config=strict, kw_only=True)
 class Optimization:
-    """What every trained stage has."""
+    """The keys of every stage that trains."""
 
-    learning_rate: Rate  # The highest rate, which the warm-up ends at
+    learning_rate: Rate  # The peak rate, reached at the end of the warm-up
     epochs: Above0 = 1.0  # How often each row is trained on
-    max_steps: Positive | None = None  # Stop after this many steps; goes over `epochs`
-    gradient_accumulation_steps: Positive = 1  # Batches whose gradients make one step
-    warmup_ratio: Share = 0.0  # The share of the steps in which the rate rises from 0
+    max_steps: Positive | None = None  # Stop after this many steps; overrides `epochs`
+    gradient_accumulation_steps: Positive = 1  # Batches per optimizer step
+    warmup_ratio: Share = 0.0  # The share of steps over which the rate rises from 0
     scheduler: Scheduler = "linear"  # How the rate falls after the warm-up
-    min_lr_rate: Share = 0.1  # For cosine_with_min_lr: the last rate as a share of the first
+    min_lr_rate: Share = 0.1  # For cosine_with_min_lr: the final rate as a share of the peak
     # The 8-bit ones need a GPU
     optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = (
         "adamw_torch"
     )
-    weight_decay: From0 = 0.0  # How strongly weights are drawn to 0
+    weight_decay: From0 = 0.0  # How strongly weights are pulled towards 0
     max_grad_norm: Above0 = 1.0  # Gradients of a larger norm are scaled down to it
     save_steps: Positive = 50  # Steps between checkpoints; `trl: {save_total_limit: 5}` keeps more than two
     # Steps between probes: greedy answers to the problems that `data.grpo.test_split` sets aside. The stage
@@ -119,85 +119,85 @@ class Optimization:
 class Sft(Optimization):
     """Supervised fine-tuning on worked examples, to teach the format or to distil a stronger model."""
 
-    batch_size: Positive = 8  # Rows on one device at a time
-    warmup_ratio: Share = 0.03  # The share of the steps in which the rate rises from 0
+    batch_size: Positive = 8  # Rows per device and batch
+    warmup_ratio: Share = 0.03  # The share of steps over which the rate rises from 0
     packing: bool = False  # Fill each row of `model.max_length` tokens with several examples
     # bfd packs whole examples, which do not attend to each other, and cuts what exceeds `model.max_length`;
-    # wrapped joins all examples and cuts every `model.max_length` tokens; they attend to those before them
+    # wrapped joins all examples, cuts every `model.max_length` tokens, and lets them attend to earlier ones
     packing_strategy: Literal["bfd", "wrapped"] = "bfd"
     group_by_length: bool = True  # Without packing: batch examples of similar length, to pad less
-    eval_steps: Positive | None = None  # Steps between losses on the rows of `data.sft.test_split`
+    eval_steps: Positive | None = None  # Steps between evaluations of the loss on `data.sft.test_split`
 
 
 @dataclass(config=strict, kw_only=True)
 class Grpo(Optimization):
     """GRPO: reinforcement learning from right and wrong answers."""
 
-    prompts_per_step: Positive = 8  # Groups of a step, on each device
+    prompts_per_step: Positive = 8  # Prompts per step on each device, each with a group of completions
     num_generations: AtLeast2 = 16  # Completions per prompt: the group whose mean reward is the baseline
     max_prompt_length: Positive = 512  # Longer prompts are dropped, not cut
-    max_completion_length: Positive = 512  # Tokens; a completion is cut off there
-    temperature: Above0 = 1.0  # Of the completions that are trained on
+    max_completion_length: Positive = 512  # A completion is cut off after this many tokens
+    temperature: Above0 = 1.0  # Sampling temperature of the completions to train on
     top_p: Part = 1.0  # Sample from the likeliest tokens that together have this probability
     top_k: NonNegative = 0  # Sample from this many likeliest tokens; 0 from all
     min_p: Share | None = None  # Sample from tokens that are at least this share as likely as the likeliest
-    repetition_penalty: Above0 = 1.0  # Above 1, tokens that have occurred become less likely
+    repetition_penalty: Above0 = 1.0  # Above 1, tokens that already occurred become less likely
     # TRL's losses: how tokens and groups are weighted, and how ratios are clipped
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
     beta: From0 = 0.0  # Weight of the KL divergence from the model that the stage starts from
     mask_truncated_completions: bool = False  # Leave completions that were cut off out of the loss
-    # Completions that the solver would end because they repeat themselves or count on: mask leaves their
-    # tokens out of the loss, penalty takes 1 off their reward, null only counts them (`degenerate` in
+    # Completions that the solver would end because they repeat themselves or keep counting: mask leaves
+    # their tokens out of the loss, penalty takes 1 off their reward, null only counts them (`degenerate` in
     # log.jsonl)
     degenerate: Literal["mask", "penalty"] | None = None
-    # Train on groups with signal only, from at most this many times as many prompts as a step has (DAPO's
-    # dynamic sampling): 1 samples no more than before and leaves the others out; null trains on all
+    # Train only on groups with signal, and try up to this many times a step's prompts to find them (DAPO's
+    # dynamic sampling): 1 tries no further prompts and drops groups without signal; null trains on all
     max_resample: Positive | None = None
-    # Before training, keep problems whose share of right samples lies within these bounds
+    # Before training, keep problems whose share of right samples is within these bounds
     pass_rate: PassRates | None = None
-    pass_rate_samples: AtLeast2 = 8  # Samples of each problem for `pass_rate`
+    pass_rate_samples: AtLeast2 = 8  # Samples per problem for `pass_rate`
     # Reward functions (docs/rewards.md), each with a weight, or with a weight and options: `cosine: {weight:
     # 0.5, max_len: 2000}`
     rewards: Annotated[dict[str, Any], Field(min_length=1), AfterValidator(read_rewards)] = field(
         default_factory=lambda: {"accuracy": Reward()}
     )
     scheduler: Scheduler = "constant"  # How the rate falls after the warm-up
-    # What samples: the trained model, vLLM in this process, or a `trl vllm-serve` elsewhere
+    # What samples completions: the trained model, vLLM in this process, or a `trl vllm-serve` elsewhere
     generation: Literal["transformers", "vllm", "vllm_server"] = "transformers"
-    vllm_server_url: str = "http://127.0.0.1:8000"  # Where the server of `vllm_server` is
-    vllm_gpu_memory: Share = 0.5  # Share of the GPU's memory that vLLM takes beside the trainer
-    # Whether completions run Python in the sandbox, as the solver's do with `inference.tool_parser`; its
-    # `tool_turns` and `tool_seconds` hold here too. Tool output counts to `max_completion_length`, and is
-    # left out of the loss.
+    vllm_server_url: str = "http://127.0.0.1:8000"  # The server's address for `vllm_server`
+    vllm_gpu_memory: Share = 0.5  # Share of GPU memory that vLLM takes alongside the trainer
+    # Whether completions run Python in the sandbox, as the solver's do with `inference.tool_parser`. Its
+    # `tool_turns` and `tool_seconds` apply here too. Tool output counts towards `max_completion_length` but
+    # is left out of the loss.
     tools: bool = False
-    sample_steps: Positive = 25  # Steps between the completions that samples.jsonl keeps with their rewards
+    sample_steps: Positive = 25  # Steps between the completions and rewards recorded in samples.jsonl
 
 
 @dataclass(config=strict, kw_only=True)
 class Dpo(Optimization):
     """DPO: prefer short right completions to long right ones and to wrong ones (second place of AIMO 2)."""
 
-    batch_size: Positive = 8  # Pairs on one device at a time
+    batch_size: Positive = 8  # Pairs per device and batch
     beta: Above0 = 0.1  # Strength of the penalty for moving away from the model that the stage starts from
-    problems: Positive = 500  # How many problems of `data.grpo` pairs are sampled for
-    samples: AtLeast2 = 8  # Samples of each problem
+    problems: Positive = 500  # How many problems of `data.grpo` to sample pairs for
+    samples: AtLeast2 = 8  # Samples per problem
 
 
 @dataclass(config=strict, kw_only=True)
 class Opd(Optimization):
-    """On-policy distillation: the model writes, and a stronger teacher grades every token of it."""
+    """On-policy distillation: the model writes, and a stronger teacher grades every token."""
 
-    # A model folder, a hub id, or a server of vLLM's (http://…), with the vocabulary of the trained model
+    # A model folder, a hub id or a vLLM server (http://…), with the same vocabulary as the trained model
     teacher: str
-    batch_size: Positive = 8  # Problems on one device at a time, each with one completion
-    divergence: Literal["reverse_kl", "jsd", "forward_kl"] = "reverse_kl"  # Of student and teacher at a token
+    batch_size: Positive = 8  # Problems per device and batch, each with one completion
+    divergence: Literal["reverse_kl", "jsd", "forward_kl"] = "reverse_kl"  # Of student and teacher, per token
     max_prompt_length: Positive = 512  # Longer prompts are dropped, not cut
-    max_completion_length: Positive = 512  # Tokens; a completion is cut off there
-    temperature: Above0 = 1.0  # Of the completions, and of both distributions in the loss
+    max_completion_length: Positive = 512  # A completion is cut off after this many tokens
+    temperature: Above0 = 1.0  # Temperature of the completions and of both distributions in the loss
     top_p: Part = 1.0  # Sample from the likeliest tokens that together have this probability
     scheduler: Scheduler = "constant"  # How the rate falls after the warm-up
     generation: Literal["transformers", "vllm"] = "transformers"  # What samples: the model, or vLLM beside it
-    vllm_gpu_memory: Share = 0.3  # Share of the GPU's memory that vLLM takes beside student and teacher
+    vllm_gpu_memory: Share = 0.3  # Share of GPU memory that vLLM takes alongside student and teacher
 
     @property
     def asks_server(self) -> bool:
@@ -209,15 +209,15 @@ class Training:
     """Limits of every trained stage, and where its figures and models go."""
 
     time_limit_s: Positive | None = None  # Stop training and save after this many seconds of a stage
-    disk_gb: Above0 | None = None  # What the run's folder may take; a stage stops and saves before
-    # How far the log-probabilities of the served model may be from those of the trained one, in nats on
-    # average. Null takes what rounding explains: 0.0005 in float32, in 16 bits three times what merging the
-    # adapter moves them (at least 0.02, in vLLM 0.1; 0.2 without an adapter), 0.5 with four-bit weights
+    disk_gb: Above0 | None = None  # Limit of the run's folder; a stage saves and stops before it is reached
+    # How far the served model's log-probabilities may be from the trained one's, in nats on average. Null
+    # allows what rounding explains: 0.0005 in float32; in 16 bits three times the change from merging the
+    # adapter (at least 0.02, in vLLM 0.1), or 0.2 without an adapter; 0.5 with four-bit weights
     served_bound: Above0 | None = None
-    # Where the figures of each step go besides the run's folder
+    # Where each step's figures go, besides the run's folder
     log_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
-    cache_dir: str | None = None  # Where the hub's models and data sets are kept; null is the hub's own cache
-    push_to_hub: str | None = None  # A model repository (`owner/name`) that a finished stage is pushed to
+    cache_dir: str | None = None  # Where models and datasets of the hub are kept; null is the hub's own cache
+    push_to_hub: str | None = None  # A model repository (`owner/name`) to push a finished stage to
     push_to_kaggle: str | None = None  # A Kaggle model (`owner/model/framework/variation`) to push to as well
 
 
@@ -226,9 +226,9 @@ class Training:
 
 @dataclass(config=strict, frozen=True)
 class SettingsSection:
-    """The keys of `Settings`, which says what they mean. Null: the model folder's own, else the default.
+    """The keys of `Settings`, which documents them. Null: the model folder's value, otherwise the default.
 
-    Where a stage trains, `tags` and `max_length` that are null come from the sections `prompt` and `model`.
+    If a stage trains, `tags` and `max_length` that are null come from the sections `prompt` and `model`.
     """
 
     format: settings.Format | None = None
@@ -263,8 +263,8 @@ class SettingsSection:
 class Inference(SettingsSection):
     """The solver's settings, and which questions a run answers."""
 
-    test: str | None = None  # A CSV with `id` and `problem` or `question`; null takes built-in ones
-    test_rows: Positive = 10  # How many built-in problems stand in for a test file
+    test: str | None = None  # A CSV with `id` and `problem` or `question`; null: built-in problems
+    test_rows: Positive = 10  # How many built-in problems to answer without a test file
 
     @property
     def written(self) -> dict[str, Any]:
@@ -275,17 +275,17 @@ class Inference(SettingsSection):
 
 @dataclass(config=strict)
 class Profile:
-    """All settings of a run. A stage without a section is left out; inference is always done."""
+    """All settings of a run. A stage without a section is left out; inference always runs."""
 
-    profile: str  # The profile's name; the file's name without `.yaml` when it is left out
+    profile: str  # The profile's name; if it is left out, the file's name without `.yaml`
     model: Model  # The base model
-    seed: NonNegative = 0  # Every random choice of a run follows from it
-    # What is answered, by name, by a YAML file or its keys: its answers are kept in `data`, rewarded,
-    # measured, voted on and submitted by its rules. Null: integers, and aimo2 or aimo3 as a test file's
-    # columns say
+    seed: NonNegative = 0  # Determines every random choice of a run
+    # The competition to answer: its name, its YAML file, or the keys of one. Its rules decide which answers
+    # `data` keeps, and how answers are rewarded, measured, voted on and submitted. Null: integers, and aimo2
+    # or aimo3, whichever has the test file's columns
     competition: dict[str, Any] | None = None
     prompt: Prompt = field(default_factory=Prompt)  # Tags, system prompt and chat template
-    distil: Distil | None = None  # Completions of a teacher, for `data.sft: {source: distil}`
+    distil: Distil | None = None  # A teacher's completions, for `data.sft: {source: distil}`
     data: Data | None = None  # The sets to train and measure on. Needed by every stage that trains.
     sft: Sft | None = None  # Supervised fine-tuning
     grpo: Grpo | None = None  # Reinforcement learning
@@ -301,7 +301,7 @@ class Profile:
 
     @property
     def answer_kind(self) -> AnswerKind | None:
-        """What counts as an answer, and which are equal; None: the judge says."""
+        """What counts as an answer, and which answers are equal; None: the judge decides."""
         return self.rules.answer if self.rules else None
 
     @property
@@ -313,13 +313,13 @@ class Profile:
         return tuple(stage for stage in self.stages if stage in TRAINED)
 
     def trained_before(self, stage: str) -> str | None:
-        """Return the stage whose model `stage` starts from; None where that is the base."""
+        """Return the stage whose model `stage` starts from, or None if it starts from the base."""
         order = list(STAGES)
         earlier = [name for name in self.trained if order.index(name) < order.index(stage)]
         return earlier[-1] if earlier else None
 
     def solver_settings(self, model: str | Path) -> Settings:
-        """Return how a model folder is asked: by its own settings, and the `inference` section over them."""
+        """Return a model folder's settings, with the profile's over them."""
         ours: dict[str, Any] = {}
         if self.trained:
             ours["tags"] = asdict(self.prompt.tags)
@@ -336,7 +336,7 @@ class Profile:
         return self
 
     def faults(self) -> Iterator[str]:
-        """Yield what no section can see alone."""
+        """Yield the faults that no section can find alone."""
         try:
             rules = self.rules
         except AimoError as e:

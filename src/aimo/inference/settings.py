@@ -82,7 +82,7 @@ class Prompt(Tags):
     template: str = "plain"
     # The token that ends a reply, such as <|im_end|>; null takes the tokenizer's
     eos_token: str | None = None
-    # Whether a prompt ends in the opening tag, so that a completion starts inside it
+    # Whether a prompt ends with the thought's opening tag, so that a completion starts inside the thought
     prefill: bool = True
 
     @property
@@ -94,24 +94,24 @@ class Prompt(Tags):
 class Variant:
     """Another prompt for a share of the samples."""
 
-    share: Rate  # The share of the samples that are asked with it
-    system: str = ""  # As `system` of the settings
-    user: User = "{problem}"  # As `user` of the settings
+    share: Rate  # The share of samples that get this prompt
+    system: str = ""  # As `system` in the settings
+    user: User = "{problem}"  # As `user` in the settings
 
 
 @dataclass(config=strict, frozen=True)
 class Proofs:
-    """The four roles of one model that proves: counts, tokens, and prompts, which may all hold `{rules}`."""
+    """The four roles of a model that proves: counts, tokens and prompts, each of which may hold `{rules}`."""
 
-    # Time of a problem. Null: what the session has for it.
+    # Time for a problem. Null: what the session allows for it.
     seconds: Annotated[float, Field(gt=0)] | None = None
     provers: Positive = 6  # How many proofs are written
-    verifiers: NonNegative = 3  # How often each proof is graded, from 0 to 7
-    refiners: NonNegative = 3  # How many of the best proofs are written again, with what was objected to
+    verifiers: NonNegative = 3  # How often each proof is graded, on a scale of 0 to 7
+    refiners: NonNegative = 3  # How many of the best proofs are rewritten to answer the objections
     selectors: NonNegative = 5  # How many votes choose among the best
-    proof_tokens: Positive = 65536  # Tokens of a proof, with its thought
-    verdict_tokens: Positive = 16384  # Tokens of a grading, and of a vote
-    closing_tokens: Positive = 4096  # Tokens to write a proof down when its thought has been cut
+    proof_tokens: Positive = 65536  # Tokens per proof, including its thought
+    verdict_tokens: Positive = 16384  # Tokens per grading or vote
+    closing_tokens: Positive = 4096  # Tokens to write out a proof whose thought was cut off
     # The prompt for a proof, with `{problem}`
     prove: User = (
         "Prove this as in a mathematical olympiad: completely, each step with its reason. If you cannot "
@@ -124,7 +124,7 @@ class Proofs:
         "proof, 6 for one with a small gap, 1 for real progress, 0 for none.\n\n"
         "Problem:\n\n{problem}\n\nProof:\n\n{proof}"
     )
-    # The prompt for another version of a proof, with `{objections}`
+    # The prompt for a revised proof, with `{objections}`
     refine: Annotated[str, Field(pattern=r"\{objections\}")] = (
         "Examiners marked this proof. Where they are right, repair it; where a step cannot be saved, prove "
         "it in another way. Write the whole proof, and nothing about the examiners. {rules}\n\n"
@@ -139,52 +139,52 @@ class Proofs:
 
 @dataclass(config=strict, frozen=True)
 class Settings:
-    """Prompt, sampling, tools, votes and vLLM's arguments: all that the engine and the solver read."""
+    """Prompt, sampling, tools, votes and vLLM's arguments: everything that the engine and the solver read."""
 
-    # How a conversation becomes tokens: by the chat template, or by Harmony, which is taken for a model
-    # folder whose config.json says gpt_oss
+    # How a conversation becomes tokens: by the chat template, or by Harmony, the default for a model folder
+    # whose config.json says gpt_oss
     format: Format = "chat"
-    # The system message; empty sends none, so that a template's own stays. `{rules}` is replaced by the
-    # competition's sentence on its answers.
+    # The system message; empty sends none, which keeps the template's own. `{rules}` is replaced by the
+    # competition's sentence about its answers.
     system: str = ""
     # The user message. `{problem}` is replaced by the problem, and `{rules}` as in `system`.
     user: User = "{problem}"
     variants: list[Variant] = field(default_factory=list)  # Other prompts, each for a share of the samples
     # Arguments of the chat template, such as enable_thinking (Qwen3) or reasoning_effort (gpt-oss)
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    samples: Positive = 16  # Samples of a question
-    # 0 always takes the likeliest token: all samples of a question are then equal
+    samples: Positive = 16  # Samples per question
+    # 0 always takes the likeliest token, so that all samples of a question are equal
     temperature: Temperature = 1.0
     top_p: TopP = 1.0  # Sample from the likeliest tokens that together have this probability
     min_p: Share = 0.0  # Sample from tokens that are at least this share as likely as the likeliest
-    top_k: NonNegative = 0  # Sample from so many likeliest tokens; 0 from all
-    # Whether each sample has a seed of its own: asked again it says the same, but for rounding. false lets
-    # vLLM draw for all samples at once, which is faster where the vocabulary is large (docs/solver.md).
+    top_k: NonNegative = 0  # Sample from this many likeliest tokens; 0 from all
+    # Whether each sample has its own seed: repeated, it gives the same text, except for rounding. false lets
+    # vLLM draw for all samples at once, which is faster with a large vocabulary (docs/solver.md).
     seeded: bool = True
-    # Texts that end a completion, besides the model's own end of a turn
+    # Texts that end a completion, besides the model's own end of turn
     stop: list[Tag] = field(default_factory=list)
-    max_tokens: Positive = 16384  # Tokens of one sample; the context may hold fewer
-    # Tokens of prompt and completion. Null: a training profile's `model.max_length`, else the model's.
+    max_tokens: Positive = 16384  # Tokens per sample; the context may hold fewer
+    # Tokens of prompt and completion. Null: a training profile's `model.max_length`, otherwise the model's.
     max_length: Positive | None = None
-    # What encloses a thought and an answer. Not given: those of the `prompt` section of a profile that
-    # trains, else those that the model's template shows.
+    # What encloses a thought and an answer. If not given, they come from a training profile's `prompt`
+    # section, otherwise from the model's template.
     tags: Tags = field(default_factory=Tags)
-    thinking: bool | None = None  # Whether a prompt ends inside a thought. Null: seen from each prompt.
-    # The share of samples whose Python is run in the sandbox, and its output fed back
+    thinking: bool | None = None  # Whether a prompt ends inside a thought. Null: read from each prompt.
+    # The share of samples whose Python runs in the sandbox, with its output fed back
     tools: Share = 0.0
-    tool_turns: Positive = 128  # How many programs of a sample are run
-    tool_seconds: ToolSeconds = 6.0  # Seconds that a program may take, at most 600
-    # vLLM's parser of the model's own tool calls (`hermes` for Qwen); null runs its fenced Python blocks
+    tool_turns: Positive = 128  # How many programs a sample may run
+    tool_seconds: ToolSeconds = 6.0  # Seconds per program, at most 600
+    # vLLM's parser for the model's own tool calls (`hermes` for Qwen); null runs its fenced Python blocks
     tool_parser: str | None = None
-    # What a vote weighs by (docs/voting.md); `ties`: the entropy tells equal votes apart
+    # What weights a vote (docs/voting.md); `ties` breaks equal votes by entropy
     weight: Weight = "equal"
-    # Whether the journal has the log-probability and entropy of every sample, whatever `weight` needs: for
-    # `aimo replay`. Costs 0.2 ms of a core for each token.
+    # Whether the journal records each sample's log-probability and entropy, whatever `weight` needs, for
+    # `aimo replay`. Costs 0.2 ms of a core per token.
     confidence: bool = False
-    discount_trivial: bool = False  # Whether 0, 1 and the numbers of the statement count half
-    # How proofs are written, where a competition asks for them. Null: six provers, and so on.
+    discount_trivial: bool = False  # Whether the answers 0, 1 and the statement's numbers count half
+    # How proofs are written if a competition asks for them. Null: the defaults.
     proofs: Proofs | None = None
-    gpu_memory: Share = 0.9  # Share of the GPU's memory that vLLM takes; on a CPU it takes 1 GiB
+    gpu_memory: Share = 0.9  # Share of GPU memory that vLLM takes; on a CPU it takes 1 GiB
     # vLLM's engine arguments by its own names: tensor_parallel_size, kv_cache_dtype, speculative_config …
     vllm: dict[str, Any] = field(default_factory=dict)
 
@@ -203,7 +203,7 @@ class Settings:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The settings that decide what a completion says, as JSON holds them."""
+        """The settings that decide what a completion says, as JSON values."""
         values = json.loads(self.to_json())
         vllm = {key: values["vllm"][key] for key in CHANGING if key in self.vllm}
         return {key: values[key] for key in ASKED} | {"vllm": vllm}
@@ -212,13 +212,13 @@ class Settings:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def describe(self) -> str:
-        """Return the settings in one block, a `key: value` a line."""
+        """Return the settings in one block, one `key: value` per line."""
         values = json.loads(self.to_json())
         return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
 
 
 def resolve_settings(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
-    """Return the settings of a model folder: each source's keys go over those before it.
+    """Return the settings of a model folder: each source overrides those before it.
 
     The sources are the sampling of its generation_config.json and the tags that `guess_tags` finds, its
     aimo.json, then the layers. Dictionaries such as `tags` and `vllm` are merged key by key. AimoError for
@@ -259,7 +259,7 @@ def resolve_settings(model: str | Path, *layers: Mapping[str, Any]) -> Settings:
 
 
 def guess_tags(model: Path) -> Tags:
-    """Return the public tags whose end of a thought stands in a folder's chat template or tokenizer."""
+    """Return the public tags whose `think_end` is in a folder's chat template or tokenizer files."""
     names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "tokenizer.json")
     files = [model / name for name in names]
     text = "".join(file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file())
@@ -297,7 +297,7 @@ T = TypeVar("T")
 
 
 def list_of_texts(value: Any) -> Any:
-    """Return a text as a list: of what it lists, or of itself alone."""
+    """Return a text as a list: the list that it spells out, or the text alone."""
     if not isinstance(value, str):
         return value
     with contextlib.suppress(ValueError, SyntaxError):

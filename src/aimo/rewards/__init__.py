@@ -59,8 +59,8 @@ OWN = re.compile(r"(.+\.py):(\w+)")
 class Code(Reward):
     """`code` and `binary_code`: where programs run, and how many at a time."""
 
-    num_parallel: Positive = 2  # Programs that run at one time
-    # The sandbox of this machine, or a service whose package is installed besides
+    num_parallel: Positive = 2  # Programs that run at the same time
+    # The sandbox on this machine, or a service, whose package must be installed
     provider_type: Literal["local", "e2b", "morph"] = "local"
 
 
@@ -68,7 +68,7 @@ class Code(Reward):
 class IoiCode(Reward):
     """`ioi_code`: where programs run, and how many tests at a time."""
 
-    # Tests that run at one time; after a failed one no more are. -1: all
+    # Tests that run at the same time; -1: all. `ioi_code` and `pass_fail` stop after a batch with a failure
     test_batch_size: Annotated[int, Field(ge=-1)] = 1
     # The servers of PISTON_ENDPOINTS, or g++ and the sandbox
     provider_type: Literal["piston", "local"] = "piston"
@@ -80,12 +80,12 @@ class CfCode(IoiCode):
 
     # Whether all tests pass, the share that passes, or the first plus a tenth of the second
     scoring_mode: Literal["pass_fail", "partial", "weighted_sum"] = "weighted_sum"
-    patch_code: bool = False  # Whether C++ gets the standard headers that it lacks
+    patch_code: bool = False  # Whether to add the standard headers to C++
 
 
 @dataclass(config=strict)
 class OwnReward(Reward):
-    """`PATH.py:FUNCTION`: the file's text, which is read when the profile is."""
+    """`PATH.py:FUNCTION`: the file's text, read with the profile."""
 
     code: str = ""
 

@@ -66,7 +66,7 @@ def verdicts(
 class Reward:
     """The option of every reward; a reward without its own class has no other."""
 
-    weight: float = field(default=1.0, kw_only=True)  # What it is multiplied by before rewards are added
+    weight: float = field(default=1.0, kw_only=True)  # The reward's factor in the sum of rewards
 
 
 # ---- the right answer, and the completion's length ----
@@ -103,11 +103,11 @@ class Cosine(Reward):
     The reward follows half a cosine from length 0 to `max_len`; None as in `accuracy`.
     """
 
-    min_value_wrong: float = -1.0  # Short and wrong
-    max_value_wrong: float = -0.5  # Long and wrong
-    min_value_correct: float = 0.5  # Long and right
-    max_value_correct: float = 1.0  # Short and right
-    max_len: Positive = 1000  # In tokens
+    min_value_wrong: float = -1.0  # For a short wrong answer
+    max_value_wrong: float = -0.5  # For a long wrong answer
+    min_value_correct: float = 0.5  # For a long right answer
+    max_value_correct: float = 1.0  # For a short right answer
+    max_len: Positive = 1000  # From this length on, the reward stays the same
     __name__ = "cosine_scaled_reward"
 
     def __call__(self, completions: Texts, solution: Column = None, **columns: Any) -> Rewards:
@@ -152,9 +152,9 @@ def tag_count_reward(completions: Texts, prompt: Layout = None, **_: Any) -> Rew
 
 @dataclass(config=strict)
 class CodeFormat(Reward):
-    """`format`, with a fenced block in the answer: of the row's `language`, or the option's without one."""
+    """`format`, with a fenced block in the answer, in the row's `language` or else the option's."""
 
-    language: str = "python"  # Of rows that have none, such as python or cpp
+    language: str = "python"  # For rows without a language, such as python or cpp
     __name__ = "code_format_reward"
 
     def __call__(
@@ -188,11 +188,11 @@ def check_penalty(max_penalty: float) -> float:
 class RepetitionPenalty(Reward):
     """`max_penalty` times the share of n-grams that are repeats (arXiv 2502.03373, C.2)."""
 
-    ngram_size: Positive = 3  # Words in a row that count as repeated
+    ngram_size: Positive = 3  # Consecutive words that make an n-gram
     max_penalty: Annotated[
         float, AfterValidator(check_penalty)
-    ] = -1.0  # What repetition alone earns; 0 or less
-    language: Literal["en", "zh"] = "en"  # How words are separated: by spaces, or for Chinese by jieba
+    ] = -1.0  # The reward for nothing but repetition; 0 or less
+    language: Literal["en", "zh"] = "en"  # How words are split: at spaces, or for Chinese by jieba
     __name__ = "repetition_penalty_reward"
 
     def __call__(self, completions: Texts, **_: Any) -> Rewards:
@@ -215,8 +215,8 @@ class SoftOverlongPunishment(Reward):
     Characters count if there are no token ids.
     """
 
-    max_completion_len: Positive = 16384  # Where it reaches -1
-    soft_punish_cache: NonNegative = 4096  # How long before that it begins
+    max_completion_len: Positive = 16384  # The length at which it reaches -1
+    soft_punish_cache: NonNegative = 4096  # How many tokens before that it begins
     __name__ = "soft_overlong_punishment_reward"
 
     def __call__(self, completion_ids: Column = None, completions: Texts = (), **_: Any) -> Rewards:
