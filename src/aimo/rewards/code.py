@@ -271,9 +271,8 @@ def tests_of_year(year: int) -> dict[tuple[str, str], Test]:
 def generated_tests(folder: str, problem: str) -> list[dict[str, str]]:
     if not Path(folder).is_dir():
         raise AimoError(f"CF_TESTS_FOLDER: there is no folder {folder}; download the tests, or unset it")
-    path = Path(
-        folder, f"test_cases_{int(problem.split('/')[0]):04d}.parquet"
-    )  # open-r1/codeforces: one per contest
+    # open-r1/codeforces has one file per contest.
+    path = Path(folder, f"test_cases_{int(problem.split('/')[0]):04d}.parquet")
     if not path.exists():
         return []
     rows = pl.read_parquet(path).filter(pl.col("problem_id") == problem)
