@@ -42,7 +42,7 @@ demo-real: smollm2 ## the notebooks with SmolLM2-135M-Instruct, on a laptop CPU 
 fast: setup ## the tests without an engine and without training, in about 75 seconds
 	OMP_NUM_THREADS=1 .venv/bin/pytest -q -n 3 --dist loadfile -m "not slow"
 
-test: fast ## all tests, in about 13 minutes
+test: fast ## all tests, in about 11 minutes
 	@# Three processes, because engines wait while they start.
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
 

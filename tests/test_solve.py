@@ -124,9 +124,10 @@ def test_a_server_that_stays_away_ends_the_command_with_1_and_the_answers_so_far
     monkeypatch.setattr(local, "PATIENCE_S", 1.0)
     monkeypatch.setattr(engine, "RETRY_S", 0.2)
     done, rows = solve(serve(streams=4))
-    assert done.returncode == 1 and len(rows) == 2 and rows == [row for row in RIGHT if row in rows]
+    # Which questions four completions answer depends on timing: several are asked at once.
+    assert done.returncode == 1 and rows == [row for row in RIGHT if row in rows] and 1 <= len(rows) <= 4
     told = done.stderr.strip()
-    assert told.startswith("aimo: 2 of 6 questions are answered, in ") and "\n" not in told
+    assert told.startswith(f"aimo: {len(rows)} of 6 questions are answered, in ") and "\n" not in told
 
 
 def test_one_problem_is_printed_as_it_is_written_and_its_answer_stands_alone_on_the_last_line(serve):
