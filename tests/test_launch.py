@@ -234,7 +234,8 @@ def test_the_slurm_script_trains_on_two_nodes_what_one_process_trains(one, prepa
         "CUDA_VISIBLE_DEVICES": "",  # both nodes are this machine; srun runs a task for each
         "PATH": programs(tmp_path / "bin", scontrol="echo 127.0.0.1\necho 127.0.0.1\n", srun=TASKS),
     }
-    subprocess.run(["bash", str(script)], check=True, capture_output=True, env=os.environ | slurm)
+    command = ["timeout", "180", "bash", str(script)]  # nodes that do not meet would wait half an hour
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | slurm)
     assert losses(prepared) == pytest.approx(one, rel=1e-4) and (prepared / "sft/model").exists()
 
 

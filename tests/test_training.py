@@ -112,6 +112,19 @@ def small(*overrides):
     return config.load("tiny", [*FEW.split(), *overrides])
 
 
+def test_the_order_of_rows_follows_the_seed_and_the_epoch():
+    from torch.utils.data import RandomSampler
+
+    def order(seed, epoch, data_seed=None):
+        args = SimpleNamespace(seed=seed, data_seed=data_seed)
+        trainer = SimpleNamespace(args=args, state=SimpleNamespace(epoch=epoch))
+        return list(trainers.Seeded(RandomSampler(range(100)), trainer))
+
+    assert order(0, None) == order(0, 0) == order(3, 0, data_seed=0)
+    assert order(0, 0) != order(0, 1.0) != order(0, 2.0)
+    assert order(0, 1.0) == order(0, 1.35) != order(5, 1.0)
+
+
 @pytest.fixture(scope="module")
 def sets(one_thread):
     """The tiny profile's data, few of them."""
