@@ -150,6 +150,11 @@ def test_a_plan_shortens_the_context_to_what_fits_and_says_when_nothing_does():
         ({"kv_lora_rank": 512}, "plan: none for an architecture"),
         ({"layer_types": ["linear_attention"] * 36}, "plan: none for layers"),
         ({"max_position_embeddings": "many"}, r"config\.json"),
+        ({"model_type": "new", "max_position_embeddings": "32768"}, "max_position_embeddings is '32768'"),
+        (
+            {"model_type": "new", "num_attention_heads": "8"},
+            "num_attention_heads is '8'",
+        ),
         ({"model_type": "new", "rope_scaling": {"type": "yarn", "factor": "four"}}, r"config\.json"),
         ({"model_type": "new", "rope_scaling": "yarn"}, r"config\.json"),
     ],

@@ -97,6 +97,14 @@ def test_a_server_that_is_too_busy_is_asked_after_its_retry_after(problems):
     assert server.times[3] - server.times[2] >= 0.38
 
 
+def test_a_busy_server_that_names_no_time_rests_and_is_not_asked_at_once(problems, monkeypatch):
+    monkeypatch.setattr(distil, "REST_S", 0.5)
+    with serving(lambda _, n: ("", 503, {"Retry-After": "0"}) if n < 3 else reply(), delay=0.02) as server:
+        tally, rows = sampled(problems, server, max_concurrent=3, retries=0)
+    assert names(rows) == EVERY and not tally.failed
+    assert server.times[3] - server.times[2] >= 0.48
+
+
 def test_one_failed_sample_costs_that_sample_alone_and_is_asked_for_again(problems):
     with serving() as server:
         poison = distil.sample_seed(0, "What is 3 + 1?", 1)

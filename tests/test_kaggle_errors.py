@@ -168,6 +168,12 @@ def test_a_name_of_nothing_is_told_with_what_to_name(kaggle, refused, words, com
     assert said in refused(*words(command))
 
 
+def test_an_empty_folder_is_no_dataset(kaggle, refused, tmp_path):
+    (tmp_path / "nothing-in-it").mkdir()
+    assert "the folder is empty" in refused("dataset", "push", tmp_path / "nothing-in-it")
+    assert not kaggle.asked("CreateDataset")
+
+
 def test_a_run_without_a_model_that_can_be_loaded_is_not_pushed(kaggle, refused, run_dir):
     (run_dir / "grpo" / "model" / "model.safetensors").unlink()
     assert "grpo/model" in refused("model", "push", run_dir) and not kaggle.asked("StartBlobUpload")

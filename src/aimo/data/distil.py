@@ -76,7 +76,7 @@ class Servers:
 
     def __init__(self, urls: list[str], model: str | None, max_concurrent: int, timeout: float, retries: int):
         self.servers = [TeacherServer(open_client(url, 0), max_concurrent) for url in urls]
-        self.model, self.timeout, self.retries = model, timeout, retries
+        self.model, self.most, self.timeout, self.retries = model, max_concurrent, timeout, retries
         self.answered = time.monotonic()  # when a server last sent a completion
 
     async def connect(self) -> None:
@@ -112,7 +112,7 @@ class Servers:
             try:
                 reply = await self.post(server.client, {"model": self.model, **body})
                 self.answered = time.monotonic()
-                server.limit += 1 / server.limit
+                server.limit = min(self.most, server.limit + 1 / server.limit)
                 return reply
             except SampleError as e:
                 now = time.monotonic()
@@ -145,8 +145,8 @@ class Servers:
             status, told = e.status_code, f"HTTP {e.status_code}: {beginning(e.response.text)}"
             if status in BUSY:
                 asked = e.response.headers.get("Retry-After", "")
-                rest_s = float(asked) if asked.replace(".", "", 1).isdecimal() else REST_S  # or a date
-                raise SampleError(f"HTTP {status}", busy=True, rest_s=rest_s) from None
+                rest_s = float(asked) if asked.replace(".", "", 1).isdecimal() else 0.0  # or a date
+                raise SampleError(f"HTTP {status}", busy=True, rest_s=rest_s or REST_S) from None
             if status in WRONG:
                 remedy = "correct api_addr or model, or set OPENAI_API_KEY"
                 raise AimoError(f"server {address(client)} answers {told}; {remedy}") from None

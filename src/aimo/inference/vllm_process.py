@@ -290,6 +290,10 @@ LENGTHS = [
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length",
     "max_target_positions", "max_sequence_length", "max_seq_length", "seq_len",
 ]  # fmt: skip
+NUMBERS = [
+    *LENGTHS, "head_dim", "hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
+    "original_max_position_embeddings", "sliding_window",
+]  # fmt: skip
 # Kinds of rope scaling for which config.json already holds the extended length.
 ALREADY_SCALED = ("default", "llama3", "su", "deepseek_yarn", "deepseek_llama_scaling")
 RESERVED = 3 << 30  # bytes that vLLM's activations and CUDA graphs take on a GPU, roughly
@@ -297,14 +301,25 @@ BATCH = 8192  # tokens of one step: vLLM keeps them before it drops what the sli
 
 
 def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the language model's keys of a config.json, with Transformers' defaults for its type."""
+    """Return the language model's keys of a config.json, with Transformers' defaults for its type.
+
+    AimoError if a value has a wrong type.
+    """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     whole = copy.deepcopy({**config})  # Transformers changes nested values
     nested, kind = whole.get("text_config"), whole.pop("model_type", "")
     text: dict[str, Any] = {**(nested if isinstance(nested, dict) else config)}
-    with contextlib.suppress(Exception):  # vLLM may know a type that Transformers does not
+    try:
         text |= AutoConfig.for_model(kind, **whole).get_text_config().to_dict()
+    except StrictDataclassError as e:
+        raise AimoError(f"config.json: {one_line(e.__cause__ or e)}; {REMEDY}") from None
+    except Exception:  # vLLM may know a type that Transformers does not
+        pass
+    for key in NUMBERS:
+        if not isinstance(text.get(key), int | float | None):
+            raise AimoError(f"config.json: {key} is {text[key]!r} and should be a number; {REMEDY}")
     dtypes = [text.get("dtype"), text.get("torch_dtype"), config.get("dtype"), config.get("torch_dtype")]
     return text | {"dtype": next(filter(None, dtypes), None)}
 

@@ -395,6 +395,8 @@ def push_folder(api: Api, folder: Path, name: str | None) -> str:
     if not 6 <= len(slug) <= 50:
         raise AimoError(f"dataset {slug!r}: a slug has 6 to 50 characters; take another with --name")
     found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != METADATA]
+    if not found:
+        raise AimoError(f"dataset {folder}: the folder is empty; put files into it")
     named = {"owner_slug": owner, "dataset_slug": slug}
     if api.find(of_datasets.ApiListDatasetFilesRequest, **named) is None:
         about = {"owner_slug": owner, "slug": slug, "title": str(metadata.get("title", slug))}
