@@ -99,8 +99,7 @@ def play(
     now = tokens = longest = 0.0
     fresh = 0
     while True:
-        relative = each and rule.weight not in ("equal", "programs")
-        scale = len(each) / sum(each) if relative else 1.0
+        scale = 1.0 if rule.weight in ("equal", "programs") else voting.mean_one(each)
         scaled = {answer: weight * scale for answer, weight in weights.items()}
         counts = len(over), len(running), len(samples) - fresh
         step = rule.next_step(

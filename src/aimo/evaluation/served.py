@@ -188,9 +188,10 @@ def pack_run(named: str, competition: str, questions: Path | None, serve: bool) 
             run, again = Run(profile, folder, stage, time.time()), f"train stage {stage} again"
             adapter = join_adapters(lora, run, Path(joined))
             told = [f"adapter: {check_adapter_file(lora, adapter, again)}"]
-            record = {"competition": competition}
+            record: dict[str, Any] = {"competition": competition}
             if serve:
-                record |= forecast(run, rules, lora, adapter, questions, told)
+                figures, lines = forecast(run, rules, lora, adapter, questions)
+                record, told = record | figures, told + lines
             # The adapter's two files; its configuration calls the base as the host does.
             config = read_json(adapter / CONFIG, again) | {"base_model_name_or_path": lora.bases[0]}
             content = io.BytesIO()
@@ -316,11 +317,11 @@ def is_one_of(names: tuple[str, ...], model: str) -> bool:
 
 
 def forecast(
-    run: Run, rules: Competition, lora: AdapterRules, adapter: Path, questions: Path | None, told: list[str]
-) -> dict[str, Any]:
+    run: Run, rules: Competition, lora: AdapterRules, adapter: Path, questions: Path | None
+) -> tuple[dict[str, Any], list[str]]:
     """Serve base and adapter as the host does, with its sampling, prompt and metric, on a file of questions
-    or on the run's held-out problems. Return the forecast and the comparison, and append lines to `told`."""
-    where, kind = f"questions {questions}", rules.answer
+    or on the run's held-out problems. Return the forecast and the comparison, and the lines to print."""
+    where, kind, told = f"questions {questions}", rules.answer, list[str]()
     if questions:
         rows = competitions.pose(files.read_texts(questions, "questions "), questions, rules)
         golds = competitions.known_answers(rows, rules)
@@ -385,4 +386,4 @@ def forecast(
     found = {name: (one.value, one.low, one.high) for name, one in intervals.items()}
     shown = [f"{name} {at:.3f} ({low:.3f} to {high:.3f})" for name, (at, low, high) in found.items()]
     told.append(f"forecast: {', '.join(shown)} on {len(known)} questions, by {rules.scoring}")
-    return {"forecast": found, "served_difference": apart, "questions": len(known)}
+    return {"forecast": found, "served_difference": apart, "questions": len(known)}, told

@@ -270,7 +270,7 @@ def answer_table(
 
     A table with answers is asked in as many passes as the competition has. The passes share `limit_s` seconds
     from `started` on (None: from now). Each has its own seed and journal (`open_journal` takes its number,
-    from 1). `keep` gets the first pass's answers at the start of each pass and after each question.
+    from 1). `keep` gets the first pass's answers, before its first question and after each.
     """
     started = time.monotonic() if started is None else started
     count = rules.passes if "answer" in table.columns else 1
@@ -284,10 +284,12 @@ def answer_table(
         solutions: dict[str, Solution] = {}
         passes.append((answers, solutions))
         predict = make_predict(schedule, supervisor, seed + number - 1, solutions, open_journal(number))
-        keep(passes[0][0])
+        if number == 1:
+            keep(answers)
         for question_id, answer in ask_each(predict, table, rules, seed + number - 1):
             answers[question_id] = answer
-            keep(passes[0][0])
+            if number == 1:
+                keep(answers)
     return passes
 
 

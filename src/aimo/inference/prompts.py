@@ -197,7 +197,10 @@ class BackgroundLoop:
             raise
 
     def cancel_all(self) -> None:
-        self.run(cancel(asyncio.all_tasks(self.loop), wait_s=1))
+        async def cancel_others() -> None:  # in the loop, which alone knows its tasks
+            await cancel(asyncio.all_tasks() - {asyncio.current_task()}, wait_s=1)
+
+        self.run(cancel_others())
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)

@@ -195,7 +195,7 @@ class Solver:
         """Return the current state, with `left` samples not started yet."""
         ended = self.solution.ended
         by_confidence = [voting.weigh(s, self.sampler.settings.weight) for s in ended if s.answer is not None]
-        scale = len(by_confidence) / sum(by_confidence) if by_confidence else 1.0  # confidences are relative
+        scale = voting.mean_one(by_confidence)
         lengths = [sample.tokens for sample in ended if sample.end not in (End.REPETITION, End.OVERLONG)]
         return voting.State(
             self.solution.votes,

@@ -120,6 +120,11 @@ def next_step(state: State, policy: Policy = POLICY) -> Step:
     return Step(start=start, limit=policy.overlong * state.longest if half_ended else math.inf)
 
 
+def mean_one(weights: Sequence[float]) -> float:
+    """Return the factor that gives the weights a mean of 1: confidences only compare with each other."""
+    return len(weights) / sum(weights) if weights else 1.0
+
+
 def evidence(votes: Counter[Any], weights: Mapping[Any, float]) -> tuple[int, list[int]]:
     """Return the whole votes for the leader by weight, and for each rival.
 
