@@ -30,6 +30,8 @@ from multiprocessing import resource_tracker, spawn
 from pathlib import Path
 from typing import IO, Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from aimo.inference import process_guard, voting
 from aimo.inference.errors import AimoError, EngineError, explain_exit, one_line, redact
 from aimo.inference.model_folder import REMEDY, check_model_folder, read_adapter, read_tokenizer
@@ -305,7 +307,6 @@ def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
 
     AimoError if a value has a wrong type.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     whole = copy.deepcopy({**config})  # Transformers changes nested values
